@@ -1,0 +1,1 @@
+"""What a user may write: YAML groups and the dataclasses they must fit."""

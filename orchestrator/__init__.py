@@ -1,0 +1,1 @@
+"""Where and whether a cell runs. Never imports torch, transformers or vllm."""

@@ -1,0 +1,160 @@
+"""A cell's identity: canonical JSON, its two keys, and a label a person can read.
+
+quantize_key names a checkpoint, evaluate_key a row. What is hashed is kept beside the key, so that a mismatch can be
+explained. GPU counts, thread counts, retries and tracking never enter.
+"""
+
+import dataclasses
+import enum
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from conf.schema import CalibrationConf, CellConf, SchemeConf, ShapeConf, SuiteConf
+from workers.api import ModelRef, TextRef
+from workers.arch import ARCHITECTURES
+from workers.methods.registry import recipes
+
+PIPELINE_RECIPE = 1  # bump when the block loop itself leads to other numbers
+
+
+class CellStatus(enum.StrEnum):
+    """Where a cell stands. The last four are ends; NOT_* are never stored."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    NOT_APPLICABLE = "NOT_APPLICABLE"
+    NOT_IMPLEMENTED = "NOT_IMPLEMENTED"
+    CANCELLED = "CANCELLED"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The engine chosen for a cell before it starts, and why."""
+
+    name: str
+    version: str
+    reason: str
+    dtype: str
+    weight_format: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid with everything resolved.
+
+    config holds effective values (device, sequence lengths cut to the model's context); support is null for a cell that
+    can run, else NOT_APPLICABLE or NOT_IMPLEMENTED with its reason. payload is what evaluate_key hashes.
+    """
+
+    config: CellConf
+    model: ModelRef
+    shape: ShapeConf
+    calibration_text: TextRef
+    texts: dict[str, TextRef]
+    engine: Engine
+    quantize_key: str
+    evaluate_key: str
+    payload: dict[str, Any]
+    label: str
+    support: CellStatus | None = None
+    support_reason: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        return self.evaluate_key
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses to dicts tagged with their class name. Raises TypeError on anything that is not plain data."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"kind": type(value).__name__, **fields}
+    if isinstance(value, dict):
+        if not all(isinstance(k, str) for k in value):
+            raise TypeError(f"canonical JSON has text keys only: {sorted(map(repr, value))}")
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        if isinstance(value, float) and value != value:
+            raise TypeError("canonical JSON has no NaN")
+        return value
+    raise TypeError(f"canonical JSON cannot hold {type(value).__name__}: {value!r}")
+
+
+def canonical_json(value: Any) -> str:
+    """Sorted keys, no spaces, ASCII: the same text for the same data on every machine."""
+    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def key_of(payload: Any) -> str:
+    """sha256 of canonical JSON, as 64 hexadecimal digits."""
+    return hashlib.sha256(canonical_json(payload).encode()).hexdigest()
+
+
+def quantize_payload(config: CellConf, model: ModelRef, calibration_text: TextRef) -> dict[str, Any]:
+    """What decides a checkpoint's numbers."""
+    method = plain(config.method)
+    slots = {k: v for k, v in method.items() if k not in ("kind", "name", "category", "published")}
+    architecture = ARCHITECTURES.get(model.architecture)
+    return {
+        "model": {"fingerprint": model.fingerprint, "tokenizer": model.tokenizer},
+        "method": slots,
+        "scheme": plain(config.scheme),
+        "calibration": _calibration_payload(config.calibration, calibration_text),
+        "seed": config.seed,
+        "numerics": plain(config.numerics),
+        "recipes": {
+            **recipes(config.method),
+            "pipeline": PIPELINE_RECIPE,
+            "architecture": architecture.recipe if architecture else 0,
+        },
+    }
+
+
+def evaluate_payload(quantize_key: str, suite: SuiteConf, texts: dict[str, TextRef], engine: Engine) -> dict[str, Any]:
+    """What decides a row's numbers, given the checkpoint."""
+    return {
+        "quantize_key": quantize_key,
+        "perplexity": {
+            task: {"source": text.source, "fingerprint": texts[task].fingerprint}
+            for task, text in suite.perplexity.items()
+        },
+        "sequence_length": suite.sequence_length,
+        "tasks": list(suite.tasks),
+        "task_files": texts["tasks"].fingerprint if "tasks" in texts else None,
+        "limit": suite.limit,
+        "dtype": engine.dtype,
+        "weight_format": engine.weight_format,
+        "engine": {"name": engine.name, "version": engine.version},
+    }
+
+
+def _calibration_payload(conf: CalibrationConf, text: TextRef) -> dict[str, Any]:
+    return {
+        "source": text.source,
+        "text": text.fingerprint,
+        "num_sequences": conf.num_sequences,
+        "sequence_length": conf.sequence_length,
+    }
+
+
+def label(config: CellConf, model: ModelRef, assignment: dict[str, str]) -> str:
+    """`mini-llama gptq w3 g128 s1`, with every other axis spelled out."""
+    parts = [model.name, config.method.name, _scheme_label(config.scheme)]
+    if config.lane.published:
+        parts.append(config.lane.name)
+    if config.seed or "seed" in assignment:
+        parts.append(f"s{config.seed}")
+    spoken = {"model", "method", "scheme.bits", "scheme.group_size", "lane", "seed"}
+    parts += [f"{k.split('.')[-1]}={v}" for k, v in assignment.items() if k not in spoken]
+    return " ".join(parts)
+
+
+def _scheme_label(scheme: SchemeConf) -> str:
+    return f"w{scheme.bits}" + (f" g{scheme.group_size}" if scheme.group_size else "")

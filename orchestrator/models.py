@@ -1,0 +1,165 @@
+"""From what the user named as a model to a resolved checkpoint: directory or commit, content hash, shape."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from conf.errors import ConfigError
+from conf.schema import ModelConf, ShapeConf
+from workers.api import ModelRef
+from workers.errors import PrerequisiteError
+from workers.zoo import zoo_path
+
+IDENTITY_SUFFIXES = (".safetensors", ".json", ".model", ".txt", ".jinja")
+
+
+@dataclasses.dataclass(frozen=True)
+class ResolvedModel:
+    """A checkpoint and its sizes. revision_known is False for a hub model planned without asking the hub."""
+
+    ref: ModelRef
+    shape: ShapeConf
+    revision_known: bool
+
+
+def resolve_model(conf: ModelConf, *, online: bool) -> ResolvedModel:
+    """Resolve a model. online=False (planning) asks no hub: its fingerprint is then provisional.
+
+    Raises ConfigError for a directory that cannot be used, PrerequisiteError when the hub does not answer.
+    """
+    directory = _local_directory(conf)
+    if directory is not None:
+        return _resolve_directory(conf, directory)
+    return _resolve_hub(conf, online=online)
+
+
+def _local_directory(conf: ModelConf) -> Path | None:
+    if conf.repo.startswith("zoo:"):
+        try:
+            return zoo_path(conf.repo.removeprefix("zoo:"))
+        except ValueError as error:
+            raise ConfigError(f"model.repo={conf.repo}: {error}") from error
+    path = Path(conf.repo).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if path.is_absolute() or conf.repo.startswith((".", "~")) or conf.repo.count("/") != 1:
+        raise ConfigError(
+            f"model.repo={conf.repo}: no such directory, and not a hub id of the form organisation/name either"
+        )
+    return None
+
+
+def _resolve_directory(conf: ModelConf, directory: Path) -> ResolvedModel:
+    config = _read_config(directory)
+    _refuse_pickles(directory)
+    if not any((directory / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+        raise ConfigError(f"{directory}: no tokenizer.json or tokenizer.model; save the model's tokenizer beside it")
+    ref = ModelRef(
+        name=_name(conf, directory.name),
+        repo=conf.repo,
+        architecture=conf.architecture or str(config.get("model_type", "unknown")),
+        fingerprint=content_hash(directory),
+        directory=str(directory),
+        tokenizer=conf.tokenizer,
+        trust_remote_code=conf.trust_remote_code,
+    )
+    return ResolvedModel(ref, conf.shape or shape_from_config(config, directory), revision_known=True)
+
+
+def _resolve_hub(conf: ModelConf, *, online: bool) -> ResolvedModel:
+    revision = conf.revision
+    config: dict[str, Any] | None = None
+    if online:
+        revision, config = _ask_hub(conf)
+    shape = conf.shape or (shape_from_config(config, Path(conf.repo)) if config else None)
+    if shape is None:
+        raise ConfigError(f"model.repo={conf.repo}: its shape is known only to the hub; give model.shape.* to plan it")
+    ref = ModelRef(
+        name=_name(conf, conf.repo.split("/")[-1]),
+        repo=conf.repo,
+        architecture=conf.architecture or str((config or {}).get("model_type", "unknown")),
+        fingerprint=f"{conf.repo}@{revision or 'unresolved'}",
+        revision=revision,
+        tokenizer=conf.tokenizer,
+        trust_remote_code=conf.trust_remote_code,
+    )
+    return ResolvedModel(ref, shape, revision_known=online)
+
+
+def _ask_hub(conf: ModelConf) -> tuple[str, dict[str, Any]]:
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        commit = HfApi().model_info(conf.repo, revision=conf.revision).sha
+        config = json.loads(Path(hf_hub_download(conf.repo, "config.json", revision=commit)).read_text())
+    except GatedRepoError as error:
+        raise PrerequisiteError(
+            f"{conf.repo} is gated: accept its terms on the hub, then run `hf auth login` on every node"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ConfigError(f"model.repo={conf.repo}: the hub has no such repository (or it is private)") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise PrerequisiteError(
+            f"the hub did not answer for {conf.repo} ({type(error).__name__}); check the network, or give a local copy: "
+            "model.repo=<directory>"
+        ) from error
+    assert commit is not None
+    return commit, config
+
+
+def _name(conf: ModelConf, fallback: str) -> str:
+    """`model=hf` takes the name of the directory or repository, so that tables tell models apart."""
+    return fallback if conf.name == "hf" else conf.name
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{directory}: no config.json; a Hugging Face model directory is needed") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path}: not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path}: not a JSON object")
+    return config
+
+
+def _refuse_pickles(directory: Path) -> None:
+    if any(directory.glob("*.safetensors")):
+        return
+    if any(directory.glob("*.bin")) or any(directory.glob("*.pt*")):
+        raise ConfigError(
+            f"{directory}: only pickled weights (.bin), which can run code when loaded. Convert them once:\n"
+            f"  python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{directory}', "
+            f"use_safetensors=False).save_pretrained('{directory}-safetensors')\""
+        )
+    raise ConfigError(f"{directory}: no .safetensors file")
+
+
+def shape_from_config(config: dict[str, Any], where: Path) -> ShapeConf:
+    """Sizes out of a config.json. Raises ConfigError naming a size that is missing."""
+    names = {f.name for f in dataclasses.fields(ShapeConf)}
+    known = {k: v for k, v in config.items() if k in names and v is not None}
+    known.setdefault("torch_dtype", config.get("dtype") or "float32")
+    for required in ("hidden_size", "num_hidden_layers", "vocab_size"):
+        if required not in known:
+            raise ConfigError(f"{where}/config.json: no `{required}`")
+    known.setdefault("max_position_embeddings", 2048)
+    heads = known.get("num_attention_heads")
+    if heads:
+        known.setdefault("num_key_value_heads", heads)
+        known.setdefault("head_dim", known["hidden_size"] // heads)
+    return ShapeConf(**known)
+
+
+def content_hash(directory: Path) -> str:
+    """sha256 over the names and contents of the files that make up a checkpoint."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in directory.iterdir() if p.suffix in IDENTITY_SUFFIXES):
+        with path.open("rb") as file:
+            digest.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return f"sha256:{digest.hexdigest()}"

@@ -1,0 +1,1 @@
+"""What one cell does: quantize, then evaluate. Never imports mlflow or hydra."""

@@ -1,0 +1,157 @@
+"""Checkpoints on disk: block-wise reading from safetensors shards, and the atomic save of our own.
+
+A checkpoint of ours is a directory `checkpoints/<quantize_key>/`. It grows under `.partial-<quantize_key>`, one shard
+per finished block, so that a killed worker's successor resumes; the manifest is written last and the directory renamed,
+so that a checkpoint either exists whole or not at all.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from workers.api import Manifest, from_json, to_json
+from workers.errors import BadInputError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+MANIFEST = "manifest.json"
+
+
+class CheckpointReader:
+    """Tensors of a Hugging Face directory by name; opens a shard only while reading from it."""
+
+    def __init__(self, directory: Path) -> None:
+        """Raises BadInputError when the index or a shard is missing or damaged."""
+        self.directory = directory
+        self.files = _tensor_files(directory)
+
+    def names(self, prefix: str) -> list[str]:
+        """Tensor names that start with `prefix`."""
+        return [name for name in self.files if name.startswith(prefix)]
+
+    def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """The named tensors on the CPU, in the dtype of the file. Raises BadInputError naming file and tensor."""
+        by_file: dict[str, list[str]] = {}
+        for name in names:
+            if name not in self.files:
+                raise BadInputError(f"{self.directory}: no tensor `{name}`; is this the architecture its config.json says?")
+            by_file.setdefault(self.files[name], []).append(name)
+        tensors: dict[str, torch.Tensor] = {}
+        for file, wanted in by_file.items():
+            path = self.directory / file
+            try:
+                with safe_open(path, framework="pt") as shard:
+                    for name in wanted:
+                        tensors[name] = shard.get_tensor(name).clone()
+            except (SafetensorError, OSError) as error:
+                raise BadInputError(_damage(path, ", ".join(wanted), error)) from error
+        return tensors
+
+    def num_bytes(self) -> int:
+        """Bytes of all shards."""
+        return sum((self.directory / f).stat().st_size for f in set(self.files.values()))
+
+
+def _tensor_files(directory: Path) -> dict[str, str]:
+    index = directory / INDEX
+    if index.exists():
+        try:
+            files: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+            raise BadInputError(f"{index}: not a safetensors index ({error})") from error
+        for file in sorted(set(files.values())):
+            if not (directory / file).exists():
+                lost = [name for name, f in files.items() if f == file]
+                raise BadInputError(f"{directory / file}: shard is missing; the index places {len(lost)} tensors in it, "
+                                    f"first `{lost[0]}`; copy or download it again")
+        return files
+    single = directory / SINGLE
+    if not single.exists():
+        raise BadInputError(f"{directory}: neither {SINGLE} nor {INDEX}")
+    try:
+        with safe_open(single, framework="pt") as shard:
+            return dict.fromkeys(shard.keys(), SINGLE)
+    except (SafetensorError, OSError) as error:
+        raise BadInputError(_damage(single, "header", error)) from error
+
+
+def _damage(path: Path, what: str, error: Exception) -> str:
+    size = path.stat().st_size if path.exists() else 0
+    return f"{path}: cannot read {what}: {error}; the file has {size} bytes, {_expected_bytes(path)}; copy it again"
+
+
+def _expected_bytes(path: Path) -> str:
+    """What the file's own header promises, when the header can still be read."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, 100_000_000)))
+        end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+    except (OSError, ValueError, KeyError, TypeError, UnicodeDecodeError):
+        return "and its header is damaged"
+    return f"its header promises {8 + length + end}"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a small text file in one step, so that no reader ever sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> str:
+    """Write a safetensors file in one step; returns its sha256."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata=metadata)
+    digest = sha256(temporary)
+    temporary.replace(path)
+    return digest
+
+
+def sha256(path: Path) -> str:
+    """sha256 of a file's content in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checkpoint_directory(storage: Path, quantize_key: str) -> Path:
+    """Where a finished checkpoint lies."""
+    return storage / "checkpoints" / quantize_key
+
+
+def partial_directory(storage: Path, quantize_key: str) -> Path:
+    """Where an unfinished one grows."""
+    return storage / "checkpoints" / f".partial-{quantize_key}"
+
+
+def read_manifest(directory: Path) -> Manifest | None:
+    """The manifest, or null where there is no finished checkpoint."""
+    path = directory / MANIFEST
+    return from_json(Manifest, path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def is_intact(directory: Path, manifest: Manifest) -> bool:
+    """Whether every file is there with the manifest's content."""
+    return all((directory / f).exists() and sha256(directory / f) == h for f, h in manifest.files.items())
+
+
+def commit(partial: Path, final: Path, manifest: Manifest) -> None:
+    """Manifest last, then rename. An older directory of the same key (damaged, or it would have been reused) goes."""
+    write_atomically(partial / MANIFEST, to_json(manifest))
+    if final.exists():
+        shutil.rmtree(final)
+    partial.rename(final)
+
+
+def write_index(directory: Path, files: Mapping[str, str]) -> None:
+    """The index of a sharded checkpoint: tensor name -> file."""
+    size = sum((directory / f).stat().st_size for f in set(files.values()))
+    text = json.dumps({"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))}, indent=1)
+    write_atomically(directory / INDEX, text + "\n")

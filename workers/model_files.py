@@ -1,0 +1,48 @@
+"""A resolved model as files on this node, and the small objects read from them."""
+
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from workers.api import ModelRef
+from workers.errors import BadInputError, TransientError
+
+WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+
+
+def local_directory(model: ModelRef) -> Path:
+    """The model's directory; downloads a hub commit once per node, under a lock. Raises TransientError."""
+    if model.directory is not None:
+        return Path(model.directory)
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    lock = Path(constants.HF_HUB_CACHE) / f".{model.repo.replace('/', '--')}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(lock):
+            return Path(snapshot_download(model.repo, revision=model.revision, allow_patterns=list(WANTED)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError) as error:
+        raise TransientError(f"the hub did not deliver {model.repo}@{model.revision}: {error}") from error
+
+
+def load_tokenizer(model: ModelRef, directory: Path) -> Any:
+    """The model's own tokenizer. Raises BadInputError when its files are damaged."""
+    from transformers import AutoTokenizer
+
+    source = model.tokenizer or str(directory)
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=model.trust_remote_code)
+    except (ValueError, OSError, KeyError) as error:
+        raise BadInputError(f"{source}: tokenizer cannot be loaded ({error})") from error
+
+
+def load_config(model: ModelRef, directory: Path) -> Any:
+    """The transformers configuration. Raises BadInputError when transformers does not know it."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(directory, trust_remote_code=model.trust_remote_code)
+    except (ValueError, OSError, KeyError) as error:
+        raise BadInputError(f"{directory}/config.json: {error}") from error

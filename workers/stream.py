@@ -1,0 +1,157 @@
+"""A model held one block at a time.
+
+The whole model exists on the meta device; embedding, rotary and head are read when needed, and each block only while it
+is worked on, on the device and on the host alike. Nothing here knows about quantization.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from workers.api import ModelRef
+from workers.arch import ARCHITECTURES, Architecture
+from workers.checkpoint import CheckpointReader
+from workers.errors import BadInputError, NumericalError
+from workers.model_files import load_config
+
+TOKENS_PER_BATCH = 2048
+
+
+class _FirstBlockReached(Exception):
+    """Stops the model's own forward once the input of block 0 is known."""
+
+
+class _Catcher(nn.Module):
+    """Stands where block 0 was and keeps what it is called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden: torch.Tensor | None = None
+        self.kwargs: dict[str, Any] = {}
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        self.hidden, self.kwargs = hidden_states, kwargs
+        raise _FirstBlockReached
+
+
+class BlockStream:
+    """Block-wise access to a checkpoint in one compute dtype on one device."""
+
+    def __init__(self, model: ModelRef, directory: Path, *, dtype: torch.dtype, device: torch.device) -> None:
+        """Builds the model on the meta device. Raises BadInputError when the checkpoint does not fit it."""
+        from transformers import AutoModelForCausalLM
+
+        self.architecture: Architecture = ARCHITECTURES[model.architecture]
+        self.reader = CheckpointReader(directory)
+        self.dtype, self.device = dtype, device
+        self.config = load_config(model, directory)
+        with torch.device("meta"):
+            self.model: nn.Module = AutoModelForCausalLM.from_config(
+                self.config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=model.trust_remote_code
+            ).eval()
+        if self.architecture.rotary is not None:
+            rotary = self.model.get_submodule(self.architecture.rotary)
+            self._replace(self.architecture.rotary, type(rotary)(self.config).to(device))
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self._blocks)
+
+    @property
+    def _blocks(self) -> nn.ModuleList:
+        blocks = self.model.get_submodule(self.architecture.blocks)
+        assert isinstance(blocks, nn.ModuleList)
+        return blocks
+
+    def _replace(self, path: str, module: nn.Module) -> None:
+        parent, _, name = path.rpartition(".")
+        setattr(self.model.get_submodule(parent), name, module)
+
+    @contextmanager
+    def loaded(self, path: str) -> Iterator[nn.Module]:
+        """A submodule with its weights, back on the meta device afterwards."""
+        module = self.model.get_submodule(path)
+        names = self.reader.names(f"{path}.")
+        if not names and path == self.architecture.head and self.config.tie_word_embeddings:
+            stored = self.reader.read([f"{self.architecture.embedding}.weight"])
+            state = {"weight": stored[f"{self.architecture.embedding}.weight"]}
+        else:
+            state = {n.removeprefix(f"{path}."): t for n, t in self.reader.read(names).items()}
+        try:
+            module.load_state_dict({n: t.to(self.device, self.dtype) for n, t in state.items()}, assign=True)
+        except RuntimeError as error:
+            raise BadInputError(
+                f"{self.reader.directory}: `{path}` does not fit config.json: {' '.join(str(error).split())}"
+            ) from error
+        for name, parameter in module.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise NumericalError("the checkpoint itself holds NaN or Inf", layer=f"{path}.{name}")
+        try:
+            yield module
+        finally:
+            module.to("meta")
+
+    @contextmanager
+    def block(self, index: int) -> Iterator[nn.Module]:
+        """Block `index` with its weights in the compute dtype."""
+        with self.loaded(f"{self.architecture.blocks}.{index}") as module:
+            yield module
+
+    @torch.no_grad()
+    def first_inputs(self, windows: torch.Tensor) -> tuple[list[torch.Tensor], dict[str, Any]]:
+        """Inputs of block 0 for windows [n, L] of token ids: batches [b, L, hidden] on the host, and the block's kwargs.
+
+        The kwargs (mask, positions, rotary tables) are the same for every batch: all windows have one length and no
+        padding, so they are kept for a batch of one and broadcast.
+        """
+        catcher = _Catcher()
+        first = self._blocks[0]
+        kwargs: dict[str, Any] = {}
+        batches = []
+        self._blocks[0] = catcher
+        try:
+            with self.loaded(self.architecture.embedding):
+                for start, size in [(0, 1), *_batches(len(windows), windows.shape[1])]:
+                    try:
+                        self.model(input_ids=windows[start : start + size].to(self.device), use_cache=False)
+                    except _FirstBlockReached:
+                        assert catcher.hidden is not None
+                        kwargs = kwargs or catcher.kwargs
+                        batches.append(catcher.hidden.cpu())
+        finally:
+            self._blocks[0] = first
+        return batches[1:], kwargs
+
+    @torch.no_grad()
+    def run(
+        self,
+        block: nn.Module,
+        batches: Sequence[torch.Tensor],
+        kwargs: dict[str, Any],
+        keep: Callable[[int, torch.Tensor], None] | None = None,
+    ) -> None:
+        """Run a block over batches [b, L, hidden]; outputs go to `keep` (index, tensor on the device), if given."""
+        for i, hidden in enumerate(batches):
+            output = block(hidden.to(self.device), **kwargs)
+            if keep is not None:
+                keep(i, output[0] if isinstance(output, tuple) else output)
+
+    @torch.no_grad()
+    def log_probabilities(self, hidden: Sequence[torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
+        """Natural-log probability of each next token, [n, L - 1] float32, from the last block's outputs."""
+        with self.loaded(self.architecture.final_norm) as norm, self.loaded(self.architecture.head) as head:
+            rows = []
+            for batch in hidden:
+                logits = head(norm(batch.to(self.device)))[:, :-1].float()
+                rows.append(torch.log_softmax(logits, dim=-1).cpu())
+        return torch.cat(rows).gather(2, tokens[:, 1:, None].cpu()).squeeze(2)
+
+
+def _batches(num_windows: int, length: int) -> list[tuple[int, int]]:
+    """(start, size) of batches of at most TOKENS_PER_BATCH tokens; a function of the data alone, so numbers repeat."""
+    size = max(1, TOKENS_PER_BATCH // length)
+    return [(start, min(size, num_windows - start)) for start in range(0, num_windows, size)]
