@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from conf import schema as s
@@ -160,18 +160,29 @@ def _check_option(key: str, value: str) -> None:
         )
 
 
-def compose(overrides: Sequence[str]) -> s.RootConf:
-    """Compose the root config with single-valued overrides and return typed nodes. Call inside `hydra_context`.
+@dataclasses.dataclass(frozen=True)
+class Composed:
+    """Typed nodes, and which option each group ended on (a method may choose its scheme)."""
+
+    root: s.RootConf
+    choices: dict[str, str]
+
+
+def compose(overrides: Sequence[str]) -> Composed:
+    """Compose the root config with single-valued overrides. Call inside `hydra_context`.
 
     Raises ConfigError with the file, the key and the nearest valid names.
     """
     try:
-        composed = hydra_compose("config", overrides=list(overrides))
+        composed = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+        choices = dict(composed.hydra.runtime.choices)
+        with open_dict(composed):
+            del composed["hydra"]
         root = OmegaConf.to_object(composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error)) from error
     assert isinstance(root, s.RootConf)
-    return root
+    return Composed(root, choices)
 
 
 def explain(error: Exception) -> str:

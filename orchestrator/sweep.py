@@ -13,8 +13,8 @@ from typing import Any
 
 from conf import register
 from conf.errors import ConfigError
-from conf.register import Choice
-from conf.schema import CellConf, ClusterConf, FloatScheme, RootConf, TrackingConf
+from conf.register import Choice, Composed
+from conf.schema import CellConf, ClusterConf, FloatScheme, TrackingConf
 
 NODES = ("model", "method", "scheme", "calibration", "suite", "lane", "numerics", "engine", "seed")
 RESERVED_NAMES = ("storage", "mlflow")
@@ -43,13 +43,24 @@ class _Nodes:
     """Composed nodes by the overrides that reach them."""
 
     fixed: tuple[str, ...]
-    cache: dict[tuple[str, ...], RootConf] = field(default_factory=dict)
+    cache: dict[tuple[str, ...], Composed] = field(default_factory=dict)
 
     def get(self, node: str, overrides: dict[str, str]) -> Any:
-        relevant = tuple(f"{k}={v}" for k, v in overrides.items() if _reaches(k, node))
-        if relevant not in self.cache:
-            self.cache[relevant] = register.compose([*self.fixed, *relevant])
-        return getattr(self.cache[relevant], node)
+        """The node under those of the overrides that can change it."""
+        return getattr(self._composed({k: v for k, v in overrides.items() if _head(k) == node}).root, node)
+
+    def with_scheme(self, overrides: dict[str, str]) -> dict[str, str]:
+        """Overrides in which the scheme's option is explicit: a method may choose it."""
+        if "scheme" in overrides or "method" not in overrides:
+            return overrides
+        choice = self._composed({"method": overrides["method"]}).choices["scheme"]
+        return {"scheme": choice, **overrides}
+
+    def _composed(self, relevant: dict[str, str]) -> Composed:
+        key = tuple(f"{k}={v}" for k, v in relevant.items())
+        if key not in self.cache:
+            self.cache[key] = register.compose([*self.fixed, *key])
+        return self.cache[key]
 
 
 def expand(overrides: Sequence[str]) -> Sweep:
@@ -59,14 +70,14 @@ def expand(overrides: Sequence[str]) -> Sweep:
         experiment = tuple(f"{c.key}={c.values[0]}" for c in choices if c.key == "experiment")
         if any(c.key == "experiment" and c.is_axis for c in choices):
             raise ConfigError("experiment: one at a time")
-        root = register.compose(experiment)
+        root = register.compose(experiment).root
         axes = {register.canonical_key(k): tuple(_written(v) for v in vs) for k, vs in root.axes.items()}
         given = {c.key: c for c in choices if c.key != "experiment"}
         axes |= {k: c.values for k, c in given.items() if c.is_axis or k in axes}
         fixed = {k: c.values[0] for k, c in given.items() if k not in axes}
         _no_axis_over_execution(axes)
         execution = {k: v for k, v in fixed.items() if _head(k) not in NODES}
-        root = register.compose([*experiment, *(f"{k}={v}" for k, v in execution.items())])
+        root = register.compose([*experiment, *(f"{k}={v}" for k, v in execution.items())]).root
         identity = {k: v for k, v in fixed.items() if _head(k) in NODES}
         points = tuple(_points(_Nodes(experiment), identity, axes, root.exclude))
     _check_name(root.name)
@@ -95,7 +106,8 @@ def _point(nodes: _Nodes, fixed: dict[str, str], assignment: dict[str, str]) -> 
     if nodes.get("lane", overrides).published:
         recipe = register.parse(nodes.get("method", overrides).published)
         overrides = _merged(recipe, overrides)
-    if isinstance(nodes.get("scheme", {k: v for k, v in overrides.items() if k in ("method", "scheme")}), FloatScheme):
+    overrides = nodes.with_scheme(overrides)
+    if isinstance(nodes.get("scheme", {"scheme": overrides["scheme"]} if "scheme" in overrides else {}), FloatScheme):
         # a 16-bit baseline has no grid: axes over bits and groups collapse on it
         overrides = {k: v for k, v in overrides.items() if not k.startswith("scheme.")}
         assignment = {k: v for k, v in assignment.items() if not k.startswith("scheme.")}
@@ -105,11 +117,6 @@ def _point(nodes: _Nodes, fixed: dict[str, str], assignment: dict[str, str]) -> 
 def _merged(recipe: list[Choice], overrides: dict[str, str]) -> dict[str, str]:
     """The published recipe first, then what the user wrote: an explicit override wins."""
     return {c.key: c.values[0] for c in recipe} | overrides
-
-
-def _reaches(key: str, node: str) -> bool:
-    """Whether an override can change a node. A method may choose its scheme."""
-    return _head(key) == node or (node == "scheme" and key == "method")
 
 
 def _head(key: str) -> str:

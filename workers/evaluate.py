@@ -48,7 +48,8 @@ def evaluate(evaluator: Evaluator, request: EvaluateRequest) -> EvaluateResult:
         with _timed(seconds, "tasks"):
             from workers.harness import run_tasks
 
-            task_path = None if suite.task_path is None else Path(suite.task_path)
+            files = request.texts.get("tasks")
+            task_path = None if files is None or files.location is None else Path(files.location)
             metrics += run_tasks(evaluator, tokenizer, suite.tasks, task_path, suite.limit)
     return EvaluateResult(
         metrics=metrics,

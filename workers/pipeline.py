@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from conf.schema import UniformScheme
+from kernels.hessian import accumulate_gram
 from workers import checkpoint as ck
 from workers import export, partial
 from workers.api import Canary, LayerReport, Manifest, QuantizeRequest
@@ -243,7 +244,7 @@ class _Hessians:
             if name not in self._sums:
                 self._sums[name] = torch.zeros(inputs.shape[1], inputs.shape[1], device=inputs.device)
                 self._tokens[name] = 0
-            self._sums[name].addmm_(inputs.T, inputs)
+            accumulate_gram(self._sums[name], inputs)
             self._tokens[name] += len(inputs)
 
         return observe

@@ -1,0 +1,113 @@
+"""The command line: verbs to functions. The one place where errors become exit codes.
+
+Exit codes: 0 all cells SUCCEEDED or NOT_APPLICABLE, 1 some FAILED or NOT_IMPLEMENTED, 2 bad configuration, 3 something
+outside is missing (or another driver holds the sweep), 130 interrupted.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+
+from conf.errors import ConfigError
+from workers.api import FailureKind
+from workers.errors import PrerequisiteError
+
+OVERRIDES_HELP = """\
+Overrides follow Hydra's grammar; a comma list, glob(), range() or choice() is an axis:
+
+  ptqbench sweep                                               experiment=mini: the shipped mini LLaMA
+  ptqbench plan  experiment=paper cluster=h100x8               what it would take, before anything is spent
+  ptqbench sweep bits=2,3 group_size=null,64                   axes over the experiment's own
+  ptqbench sweep name=mine model=hf model.repo=DIR method=rtn,gptq bits=2,3,4 \\
+                 calibration=text calibration.path=FILE suite=text suite.path=FILE
+  ptqbench cell  method=gptq bits=3 clip@method.clip=mse       one cell in this process, with stack traces
+  ptqbench status name=mine                                    a sweep by its name, as it was started last
+
+Choices of a group (model, method, calibration, suite, cluster, ...) are the files of conf/<group>/.
+"""
+
+VERBS = {
+    "plan": "list the cells, their support and an estimate of time, memory, disk and placement",
+    "sweep": "run every cell that is not done yet",
+    "cell": "run one cell in this process, for debugging",
+    "status": "where each cell of a sweep stands",
+    "resubmit": "run the failed cells again",
+    "report": "rebuild cells.csv, report.html and report.md from the storage",
+    "ui": "open the MLflow UI on this machine",
+    "sync": "rebuild the MLflow view from the storage",
+    "gc": "remove checkpoints that no sweep under results/ needs",
+    "zoo": "rebuild the shipped mini models from their recipe",
+    "kernels": "which version of each kernel runs here, and why",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb and return its exit code."""
+    parsed = _parser().parse_args(arguments)
+    console = Console(soft_wrap=True)
+    errors = Console(stderr=True, soft_wrap=True)
+    try:
+        return _verb(parsed.verb)(parsed, console)
+    except ConfigError as error:
+        errors.print("[red]configuration:[/]", end=" ", highlight=False)
+        errors.print(str(error), markup=False, highlight=False)
+        return 2
+    except PrerequisiteError as error:
+        errors.print("[red]missing:[/]", end=" ", highlight=False)
+        errors.print(str(error), markup=False, highlight=False)
+        return 3
+    except KeyboardInterrupt:
+        errors.print("interrupted; what was finished is kept, the same command goes on from there", highlight=False)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ptqbench",
+        description="Post-training quantization of large language models, compared fairly.",
+        epilog=OVERRIDES_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, text in VERBS.items():
+        verb = verbs.add_parser(
+            name, help=text, description=text, epilog=OVERRIDES_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        if name == "resubmit":
+            kinds = [kind.value for kind in FailureKind]
+            verb.add_argument("--failure", nargs="+", choices=kinds, metavar="KIND", help=f"only these: {', '.join(kinds)}")
+            verb.add_argument("--cell", nargs="+", metavar="LABEL", help="only cells with these labels or keys")
+        if name == "ui":
+            verb.add_argument("--port", type=int, default=5000)
+        if name == "gc":
+            verb.add_argument("--yes", action="store_true", help="really remove; without it, only say what would go")
+        if name == "zoo":
+            verb.add_argument("rest", nargs=argparse.REMAINDER, help="passed to the recipe: --out DIR, --steps N")
+        elif name != "kernels":
+            verb.add_argument("overrides", nargs="*", metavar="key=value")
+    return parser
+
+
+def _verb(name: str) -> Callable[[argparse.Namespace, Console], int]:
+    """The function of a verb; imported late, so that --help and a bad key answer at once."""
+    from orchestrator import verbs
+
+    return {
+        "plan": verbs.plan,
+        "sweep": verbs.sweep,
+        "cell": verbs.cell,
+        "status": verbs.status,
+        "resubmit": verbs.resubmit,
+        "report": verbs.report,
+        "ui": verbs.ui,
+        "sync": verbs.sync,
+        "gc": verbs.gc,
+        "zoo": verbs.zoo,
+        "kernels": verbs.kernels,
+    }[name]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

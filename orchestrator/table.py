@@ -1,0 +1,101 @@
+"""Cells and what the storage says of them, as the rows of cells.csv."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from orchestrator.cell import Cell, CellStatus
+from orchestrator.report.columns import COLUMNS
+from orchestrator.storage import Attempt, CellState, Storage
+from workers.api import EvaluateResult, Manifest
+
+
+def cells_table(
+    cells: list[Cell], states: dict[str, CellState], storage: Storage, run_ids: dict[str, str]
+) -> pd.DataFrame:
+    """One row per cell: `COLUMNS`, then the metrics in the suite's order, texts before tasks. run_ids: attempt -> MLflow run."""
+    manifests = {key: storage.manifest(key) for key in {cell.quantize_key for cell in cells}}
+    rows = [_row(cell, states[cell.key], manifests[cell.quantize_key], run_ids) for cell in cells]
+    metrics = list(dict.fromkeys(name for row in rows for name in row if name not in COLUMNS))
+    return pd.DataFrame(rows, columns=[*COLUMNS, *metrics])
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Replace the file in one step."""
+    temporary = path.with_suffix(".csv.partial")
+    table.to_csv(temporary, index=False)
+    temporary.replace(path)
+
+
+def _row(cell: Cell, state: CellState, manifest: Manifest | None, run_ids: dict[str, str]) -> dict[str, Any]:
+    config, last = cell.config, state.last
+    row: dict[str, Any] = {
+        "cell_key": cell.key,
+        "label": cell.label,
+        "model": cell.model.name,
+        "architecture": cell.model.architecture,
+        "method": config.method.name,
+        "category": config.method.category,
+        "bits": config.scheme.bits,
+        "group_size": config.scheme.group_size,
+        "seed": config.seed,
+        "lane": config.lane.name,
+        "status": state.status.value,
+        "engine": cell.engine.name,
+        "engine_reason": cell.engine.reason,
+        "weight_format": cell.engine.weight_format,
+        "attempt": last.number if last else None,
+        "mlflow_run_id": run_ids.get(last.name) if last else None,
+    }
+    if state.status in (CellStatus.NOT_APPLICABLE, CellStatus.NOT_IMPLEMENTED):
+        row["failure_message"] = cell.support_reason
+    if manifest is not None:
+        row |= _of_checkpoint(manifest)
+    if last is not None:
+        row |= _of_attempt(last, manifest)
+    return row
+
+
+def _of_checkpoint(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "calibration_hash": manifest.calibration_hash,
+        "bits_per_weight": manifest.bits_per_weight,
+        "checkpoint_bytes": manifest.checkpoint_bytes,
+        "quantize_seconds": manifest.seconds,
+        "peak_memory_gib": manifest.peak_memory_gib,
+        "degraded": "; ".join(
+            f"block {r.block} {r.linear}: {r.degraded}" for r in manifest.layer_reports if r.degraded is not None
+        ),
+    }
+
+
+def _of_attempt(attempt: Attempt, manifest: Manifest | None) -> dict[str, Any]:
+    result = attempt.result
+    if result is None:
+        return {}
+    if result.failure is not None:
+        return {"failure_kind": result.failure.kind.value, "failure_message": result.failure.message}
+    if result.evaluate is None:
+        return {}
+    peaks = [result.evaluate.peak_memory_gib, manifest.peak_memory_gib if manifest else 0.0]
+    return {
+        "evaluate_seconds": stage_seconds(result.evaluate),
+        "peak_memory_gib": max(peaks),
+        **_metrics(result.evaluate),
+    }
+
+
+def stage_seconds(result: EvaluateResult) -> float:
+    """Seconds of the whole evaluate stage; entries with a dot are parts of another one."""
+    return math.fsum(value for name, value in result.seconds.items() if "." not in name)
+
+
+def _metrics(result: EvaluateResult) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for metric in result.metrics:
+        found[f"metric.{metric.name}"] = metric.value
+        if metric.stderr is not None:
+            found[f"metric.{metric.name}_stderr"] = metric.stderr
+    return found

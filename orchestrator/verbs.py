@@ -1,0 +1,143 @@
+"""What each verb does, from expansion to exit code."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from conf.errors import ConfigError
+from orchestrator import results
+from orchestrator.cell import Cell, CellStatus
+from orchestrator.cluster import declared_nodes
+from orchestrator.resolve import resolve
+from orchestrator.storage import CellState, Storage
+from orchestrator.sweep import Sweep, expand
+
+RUNNABLE = (CellStatus.PENDING, CellStatus.CANCELLED, CellStatus.RUNNING)
+GOOD = (CellStatus.SUCCEEDED, CellStatus.NOT_APPLICABLE)
+
+
+def plan(arguments: argparse.Namespace, console: Console) -> int:
+    """List the cells and what they would take. Always 0 when the configuration is sound."""
+    from orchestrator.plan import print_plan
+
+    sweep = expand(arguments.overrides)
+    nodes = declared_nodes(sweep.cluster)
+    cells = resolve(sweep, nodes, online=False)
+    storage = Path(sweep.cluster.storage)
+    states = Storage(storage).states(cells) if storage.is_dir() else {}
+    print_plan(console, sweep, cells, states, nodes)
+    return 0
+
+
+def sweep(arguments: argparse.Namespace, console: Console) -> int:
+    """Run what is not done yet. A failed cell is not run again: that is `resubmit`."""
+    from orchestrator.run import run
+
+    asked = expand(results.as_started(arguments.overrides))
+    return run(asked, results.as_started(arguments.overrides), console, RUNNABLE)
+
+
+def resubmit(arguments: argparse.Namespace, console: Console) -> int:
+    """Run failed cells again, all or by kind or label."""
+    from orchestrator.run import run
+
+    def chosen(cell: Cell, state: CellState) -> bool:
+        failure = state.last.result.failure if state.last and state.last.result else None
+        if arguments.failure and (failure is None or failure.kind.value not in arguments.failure):
+            return False
+        names = (cell.label, cell.key, cell.key[:16])
+        return not arguments.cell or any(name in names for name in arguments.cell)
+
+    overrides = results.as_started(arguments.overrides or ["name=mini"])
+    return run(expand(overrides), overrides, console, (CellStatus.FAILED, CellStatus.CANCELLED), chosen)
+
+
+def cell(arguments: argparse.Namespace, console: Console) -> int:
+    """Run one cell in this process; errors keep their stack traces."""
+    from orchestrator.run import run_inline
+
+    asked = expand(arguments.overrides)
+    if len(asked.points) != 1:
+        raise ConfigError(
+            f"`cell` runs one cell, this is {len(asked.points)}; give each axis one value, for example "
+            "method=gptq bits=3"
+        )
+    return run_inline(asked, console)
+
+
+def status(arguments: argparse.Namespace, console: Console) -> int:
+    """Where each cell stands, from the storage."""
+    from orchestrator.views import print_status
+
+    sweep, cells, storage = _known(arguments.overrides)
+    states = storage.states(cells)
+    print_status(console, sweep.name, cells, states)
+    return 0 if all(state.status in GOOD for state in states.values()) else 1
+
+
+def report(arguments: argparse.Namespace, console: Console) -> int:
+    """Rebuild tables and report from the storage."""
+    from orchestrator.views import write_views
+
+    sweep, cells, storage = _known(arguments.overrides)
+    html = write_views(sweep, cells, storage.states(cells), storage, {})
+    console.print(f"report: {html}", highlight=False)
+    return 0
+
+
+def sync(arguments: argparse.Namespace, console: Console) -> int:
+    """Rebuild the MLflow view from the storage."""
+    from orchestrator.run import open_tracker
+    from orchestrator.views import run_ids, write_views
+
+    sweep, cells, storage = _known(arguments.overrides)
+    states = storage.states(cells)
+    tracker = open_tracker(sweep)
+    tracker.log_attempts(cells, states, storage)
+    write_views(sweep, cells, states, storage, run_ids(tracker, states))
+    tracker.log_tables(results.sweep_directory(sweep.name))
+    tracker.close(succeeded=all(state.status in GOOD for state in states.values()))
+    console.print(f"MLflow holds {sum(len(s.attempts) for s in states.values())} attempts of sweep {sweep.name}")
+    return 0
+
+
+def ui(arguments: argparse.Namespace, console: Console) -> int:
+    """Serve the MLflow UI on loopback until Ctrl-C."""
+    from orchestrator.tracker import tracking_uri
+
+    sweep = expand(results.as_started(arguments.overrides))
+    if sweep.tracking.uri is not None:
+        console.print(f"tracking is at {sweep.tracking.uri}", highlight=False)
+        return 0
+    uri = tracking_uri(sweep.tracking, results.results_root())
+    console.print(f"MLflow UI: http://127.0.0.1:{arguments.port}  (Ctrl-C ends it)", highlight=False)
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1"]
+    return subprocess.call([*command, "--port", str(arguments.port)])
+
+
+def gc(arguments: argparse.Namespace, console: Console) -> int:
+    """Remove checkpoints that no sweep under results/ needs."""
+    from orchestrator.gc import collect
+
+    sweep = expand(results.as_started(arguments.overrides))
+    needed = {key for record in results.all_records().values() for key in record.quantize_keys}
+    return collect(Storage(Path(sweep.cluster.storage)), needed, console, really=arguments.yes)
+
+
+def zoo(arguments: argparse.Namespace, console: Console) -> int:
+    """Rebuild the mini models: needs torch, so it is a process of its own."""
+    return subprocess.call([sys.executable, "-m", "workers.zoo", *arguments.rest])
+
+
+def kernels(arguments: argparse.Namespace, console: Console) -> int:
+    """Which version of each kernel runs here."""
+    return subprocess.call([sys.executable, "-m", "kernels"])
+
+
+def _known(overrides: list[str]) -> tuple[Sweep, list[Cell], Storage]:
+    """A sweep that was run before, resolved again."""
+    sweep = expand(results.as_started(overrides or ["name=mini"]))
+    return sweep, resolve(sweep, declared_nodes(sweep.cluster), online=False), Storage(Path(sweep.cluster.storage))

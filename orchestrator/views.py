@@ -1,0 +1,129 @@
+"""What a person sees of a sweep: tables on the terminal, cells.csv, the report. All from the storage."""
+
+import datetime
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator import results
+from orchestrator.cell import Cell, CellStatus
+from orchestrator.report.render import write_report
+from orchestrator.storage import CellState, Storage
+from orchestrator.sweep import Sweep
+from orchestrator.table import cells_table, stage_seconds, write_csv
+
+if TYPE_CHECKING:
+    from orchestrator.tracker import Tracker
+
+COLOURS = {
+    CellStatus.SUCCEEDED: "green",
+    CellStatus.FAILED: "red",
+    CellStatus.RUNNING: "cyan",
+    CellStatus.CANCELLED: "yellow",
+}
+MAX_METRICS = 4
+
+
+def write_views(
+    sweep: Sweep, cells: list[Cell], states: dict[str, CellState], storage: Storage, runs: dict[str, str]
+) -> Path:
+    """cells.csv, report.html and report.md of a sweep; returns the HTML file."""
+    directory = results.sweep_directory(sweep.name)
+    directory.mkdir(parents=True, exist_ok=True)
+    table = cells_table(cells, states, storage, runs)
+    write_csv(table, directory / "cells.csv")
+    facts = {
+        "sweep": sweep.name,
+        "date": _last_end(states),
+        "cluster": sweep.cluster.name,
+        "storage": str(storage.root),
+        "machine": f"{platform.machine()}, Python {platform.python_version()}",
+    }
+    html, _ = write_report(table, directory, title=f"PTQ-Bench: {sweep.name}", facts=facts)
+    return html
+
+
+def _last_end(states: dict[str, CellState]) -> str:
+    """When the last attempt ended: the same data, the same date."""
+    ends = [
+        (attempt.directory / "result.json").stat().st_mtime
+        for state in states.values()
+        for attempt in state.attempts
+        if attempt.result is not None
+    ]
+    return datetime.datetime.fromtimestamp(max(ends)).isoformat(" ", "minutes") if ends else "nothing has run yet"
+
+
+def run_ids(tracker: "Tracker", states: dict[str, CellState]) -> dict[str, str]:
+    """Attempt -> MLflow run, for the attempts of these cells."""
+    attempts = [attempt for state in states.values() for attempt in state.attempts]
+    return {a.name: run for a in attempts if (run := tracker.run_id(a)) is not None}
+
+
+def print_status(console: Console, name: str, cells: list[Cell], states: dict[str, CellState]) -> None:
+    """Counts, then a line per cell with its metrics or what went wrong, then the history of retried cells."""
+    counts: dict[CellStatus, int] = {}
+    for state in states.values():
+        counts[state.status] = counts.get(state.status, 0) + 1
+    console.print(f"sweep {name}: " + ", ".join(f"{n} {s.value}" for s, n in counts.items()), highlight=False)
+    console.print(_cells(cells, states))
+    for cell in cells:
+        attempts = states[cell.key].attempts
+        if len(attempts) > 1:
+            tries = [a.result.failure.kind if a.result and a.result.failure else a.result.status if a.result else "open"
+                     for a in attempts]
+            console.print(f"{cell.label}: attempts {' -> '.join(map(str, tries))}", highlight=False)
+
+
+def print_outcome(
+    console: Console, name: str, cells: list[Cell], states: dict[str, CellState], *, started_any: bool
+) -> None:
+    """The end of a sweep: table, failures with the line that runs them again, where to look further."""
+    if not started_any:
+        console.print("nothing to run: every cell has ended", highlight=False)
+    console.print(_cells(cells, states))
+    failed = [c for c in cells if states[c.key].status is CellStatus.FAILED]
+    for cell in failed:
+        last = states[cell.key].last
+        assert last is not None and last.result is not None and last.result.failure is not None
+        console.print(f"[red]FAILED[/] {cell.label}: {last.result.failure.kind}", highlight=False)
+        console.print(f"  {last.result.failure.message}", markup=False, highlight=False)
+        console.print(f"  log: {last.directory / 'log.txt'}", markup=False, highlight=False)
+    if failed:
+        console.print(f"run them again:  make resubmit ARGS='name={name}'", highlight=False)
+    console.print(f"report:          {results.sweep_directory(name) / 'report.html'}", highlight=False)
+    console.print(f"MLflow UI:       make ui ARGS='name={name}'", highlight=False)
+
+
+def _cells(cells: list[Cell], states: dict[str, CellState]) -> Table:
+    names = _metric_names(states)
+    table = Table("cell", "status", *names, "quantize s", "evaluate s", box=None, pad_edge=False)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for cell in cells:
+        table.add_row(cell.label, *_values(cell, states[cell.key], names))
+    return table
+
+
+def _metric_names(states: dict[str, CellState]) -> list[str]:
+    found: dict[str, None] = {}
+    for state in states.values():
+        if state.last and state.last.result and state.last.result.evaluate:
+            found |= dict.fromkeys(m.name for m in state.last.result.evaluate.metrics)
+    return list(found)[:MAX_METRICS]
+
+
+def _values(cell: Cell, state: CellState, names: list[str]) -> list[str]:
+    colour = COLOURS.get(state.status, "dim")
+    status = f"[{colour}]{state.status}[/]"
+    if cell.support is not None:
+        return [f"{status} [dim]{cell.support_reason}[/]"]
+    result = state.last.result if state.last else None
+    if result is None or result.evaluate is None:
+        return [status]
+    values = {m.name: f"{m.value:.4g}" if m.unit != "1" else f"{m.value:.2f}" for m in result.evaluate.metrics}
+    quantize = f"{result.quantize.seconds:.1f}" if result.quantize else "cached"
+    return [status, *(values.get(n, "") for n in names), quantize, f"{stage_seconds(result.evaluate):.1f}"]

@@ -1,0 +1,326 @@
+"""Bytes from sizes: known answers by hand, and what must hold for every model."""
+
+import dataclasses
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conf.errors import ConfigError
+from conf.schema import (
+    BlockTune,
+    CalibrationConf,
+    FloatScheme,
+    GptaqRound,
+    GptqRound,
+    MethodConf,
+    MixedScheme,
+    NearestRound,
+    NumericsConf,
+    PartConf,
+    RealZeroScheme,
+    RmsClip,
+    SchemeConf,
+    SearchClip,
+    ShapeConf,
+    SuiteConf,
+    UniformScheme,
+    VectorCodebookScheme,
+)
+from orchestrator import memory_model as mm
+from orchestrator.models import shape_from_config
+from orchestrator.shapes import (
+    ARCHITECTURES,
+    block_kinds,
+    block_linears,
+    group_inputs,
+    group_size_problem,
+    parameters,
+)
+from workers.arch.llama import LLAMA
+
+CONF = Path(__file__).parents[2] / "conf" / "model"
+MODELS = {
+    path.stem: (content["architecture"], ShapeConf(**content["shape"]))
+    for path in sorted(CONF.glob("*.yaml"))
+    if "shape" in (content := yaml.safe_load(path.read_text(encoding="utf-8")))
+}
+C4 = CalibrationConf(name="c4", source="c4")
+SUITE = SuiteConf(name="suite")
+GPTQ = MethodConf(round=GptqRound())
+HALF = NumericsConf(dtype="bfloat16")
+
+
+def fits(name: str, group_size: int) -> bool:
+    return group_size_problem(*MODELS[name], group_size) is None
+
+
+# --- shapes ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_linears_of_a_llama_block_are_those_the_worker_quantizes() -> None:
+    linears = block_linears(*MODELS["llama2-7b"], 0)
+    assert tuple(x.name for x in linears) == LLAMA.linears
+    assert {x.name: x.group for x in linears} == {n: group.name for group in LLAMA.groups for n in group.linears}
+
+
+def test_grouped_query_attention_has_narrow_keys_and_values() -> None:
+    widths = {x.name: x.out_features for x in block_linears(*MODELS["llama2-70b"], 0)}
+    assert (widths["self_attn.q_proj"], widths["self_attn.k_proj"], widths["self_attn.v_proj"]) == (8192, 1024, 1024)
+
+
+def test_only_the_first_deepseek_block_is_dense() -> None:
+    architecture, shape = MODELS["deepseek-moe-16b"]
+    assert block_kinds(architecture, shape) == [(0, 1), (1, 27)]
+    assert sum(x.count for x in block_linears(architecture, shape, 0)) == 7
+    assert sum(x.count for x in block_linears(architecture, shape, 1)) == 199  # 4 + 3 x 65
+    shared = [x for x in block_linears(architecture, shape, 1) if "shared" in x.name]
+    assert {x.in_features for x in shared} == {2048, 2816}
+
+
+def test_an_expert_sees_its_share_of_the_tokens() -> None:
+    shares = {x.name: x.share for x in block_linears(*MODELS["mixtral-8x7b"], 0)}
+    assert shares["mlp.experts.*.up_proj"] == 2 / 8
+    assert shares["self_attn.q_proj"] == 1
+
+
+def test_parameters_match_the_tensors_of_a_real_checkpoint(shared: Path) -> None:
+    for name in ("mini_reference", "stories260k"):
+        directory = shared / "models" / name
+        with (directory / "model.safetensors").open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            tensors = json.loads(file.read(length))
+        end = max(entry["data_offsets"][1] for key, entry in tensors.items() if key != "__metadata__")
+        shape = shape_from_config(json.loads((directory / "config.json").read_text()), directory)
+        assert parameters("llama", shape).total == end // 4
+
+
+def test_vision_language_models_are_their_language_model_and_what_is_declared() -> None:
+    architecture, shape = MODELS["llava1.5-7b"]
+    counts = parameters(architecture, shape)
+    assert counts.extra == shape.extra_parameters == 324_487_168
+    assert counts.quantized == parameters(*MODELS["llama1-7b"]).quantized
+
+
+def test_an_unknown_architecture_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean mixtral"):
+        parameters("mixtrall", MODELS["mixtral-8x7b"][1])
+
+
+def test_a_missing_size_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"model\.shape\.num_experts is null"):
+        parameters("mixtral", MODELS["llama2-7b"][1])
+
+
+@pytest.mark.parametrize(
+    ("name", "group_size", "valid"),
+    [
+        ("llama2-7b", 128, True),  # 11008 = 86 x 128
+        ("llama2-13b", 128, True),  # 13824 = 108 x 128
+        ("mini-llama", 128, False),  # 704 = 5.5 x 128
+        ("mini-llama", 64, True),
+        ("deepseek-moe-16b", 128, False),  # 10944 = 85.5 x 128
+        ("deepseek-moe-16b", 64, True),
+        ("mamba-1.4b", 128, True),
+        ("mamba-2.8b", 128, False),  # dt_proj has 160 inputs
+        ("mamba-2.8b", 32, True),
+    ],
+)
+def test_a_group_size_must_divide_the_inputs_of_every_linear(name: str, group_size: int, valid: bool) -> None:
+    assert fits(name, group_size) is valid
+
+
+def test_an_impossible_group_size_names_the_linear_and_what_would_do() -> None:
+    problem = group_size_problem(*MODELS["mini-llama"], 128)
+    assert problem is not None
+    assert "704 inputs of mlp.down_proj" in problem
+    assert "32, 64, or null" in problem
+
+
+@pytest.mark.parametrize("group_size", [0, -128])
+def test_a_group_size_that_is_not_positive_is_refused(group_size: int) -> None:
+    problem = group_size_problem(*MODELS["llama2-7b"], group_size)
+    assert problem is not None and "not positive" in problem
+
+
+@settings(deadline=None)
+@given(st.sampled_from(sorted(MODELS)), st.integers(1, 4096))
+def test_group_sizes_are_refused_exactly_when_some_input_leaves_a_remainder(name: str, group_size: int) -> None:
+    architecture, shape = MODELS[name]
+    inputs = [x.in_features for i, _ in block_kinds(architecture, shape) for x in block_linears(architecture, shape, i)]
+    assert fits(name, group_size) is all(n % group_size == 0 for n in inputs)
+
+
+def test_no_group_size_is_always_possible() -> None:
+    assert all(group_size_problem(*model, None) is None for model in MODELS.values())
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scheme", "bits"),
+    [
+        (UniformScheme(bits=2, group_size=128), 2 + 18 / 128),  # 2.14, 3.15, 4.16 of the AWQ paper's tables
+        (UniformScheme(bits=3, group_size=128), 3 + 19 / 128),
+        (UniformScheme(bits=4, group_size=128), 4 + 20 / 128),
+        (UniformScheme(bits=4), 4 + 20 / 4096),
+        (UniformScheme(bits=4, group_size=128, symmetric=True), 4 + 16 / 128),
+        (UniformScheme(bits=4, group_size=64, scale_dtype="float32"), 4 + 36 / 64),
+        (RealZeroScheme(bits=4, group_size=64), 4.5),
+        (VectorCodebookScheme(bits=2), 2.0),
+        (FloatScheme(), 16.0),
+        (
+            MixedScheme(bits=2, parts=[PartConf(bits=1, share=6 / 7, symmetric=True), PartConf(bits=8, share=1 / 7)]),
+            2 + 1 + 40 / 4096,  # the average, the mask, two grids per row
+        ),
+    ],
+)
+def test_bits_per_weight_count_codes_scales_and_zero_points(scheme: SchemeConf, bits: float) -> None:
+    assert mm.bits_per_weight(scheme, 4096) == pytest.approx(bits, abs=1e-12)
+
+
+def test_packed_bytes_of_llama_7b_by_hand() -> None:
+    architecture, shape = MODELS["llama2-7b"]
+    packed = mm.quantized_bytes(architecture, shape, UniformScheme(bits=4, group_size=128), "packed", "float16")
+    assert packed == 6_476_005_376 * (4 + 20 / 128) / 8
+    checkpoint = mm.checkpoint_bytes(architecture, shape, UniformScheme(bits=4, group_size=128), "packed")
+    assert checkpoint - packed == 2 * (6_738_415_616 - 6_476_005_376)
+
+
+def test_source_weights_take_the_bytes_of_their_dtype() -> None:
+    for name, width in (("llama2-7b", 2), ("mamba-2.8b", 4)):
+        total = parameters(*MODELS[name]).total
+        assert mm.checkpoint_bytes(*MODELS[name], FloatScheme(), "source") == width * total
+
+
+def test_the_baseline_adds_nothing_to_the_storage_and_a_dense_copy_is_temporary() -> None:
+    model = MODELS["llama2-7b"]
+    assert mm.disk(*model, FloatScheme(), "source", C4) == mm.Disk(0, 0)
+    packed = mm.disk(*model, UniformScheme(bits=3), "packed", C4)
+    dense = mm.disk(*model, UniformScheme(bits=3), "dense", C4)
+    assert packed.kept == dense.kept
+    assert packed.temporary == 128 * 2048 * 4096 * 4
+    assert dense.temporary == 2 * 6_738_415_616
+
+
+@settings(deadline=None)
+@given(st.sampled_from(sorted(MODELS)), st.integers(1, 7), st.sampled_from([None, 16, 32]))
+def test_more_bits_never_take_fewer_bytes(name: str, bits: int, group_size: int | None) -> None:
+    model = MODELS[name]
+    fewer, more = (UniformScheme(bits=b, group_size=group_size) for b in (bits, bits + 1))
+    assert mm.checkpoint_bytes(*model, fewer, "packed") < mm.checkpoint_bytes(*model, more, "packed")
+    assert (
+        mm.evaluate_memory(*model, fewer, "packed", SUITE).device_bytes
+        < mm.evaluate_memory(*model, more, "packed", SUITE).device_bytes
+    )
+
+
+# --- quantize --------------------------------------------------------------------------------------------------------
+
+
+def test_a_mixtral_block_holds_one_hessian_for_every_distinct_input() -> None:
+    memory = mm.quantize_memory(*MODELS["mixtral-8x7b"], GPTQ, C4, HALF)
+    # qkv, o, and eight experts' w1/w3 at 4096; eight experts' w2 at 14336
+    assert memory.hessians == 4 * (10 * 4096**2 + 8 * 14336**2)
+    assert len(group_inputs(block_linears(*MODELS["mixtral-8x7b"], 0))) == 4
+
+
+def test_a_70b_block_needs_what_the_cost_guide_says() -> None:
+    memory = mm.quantize_memory(*MODELS["llama2-70b"], GPTQ, C4, HALF)
+    assert memory.block == pytest.approx(1.7e9, rel=0.02)
+    assert memory.hessians == 4 * (3 * 8192**2 + 28672**2)
+    assert memory.activations == 2 * 128 * 2048 * 8192 * 4
+    assert memory.solver == 4 * 28672 * (3 * 8192 + 2 * 28672)
+    assert memory.device_bytes < 24 * mm.GIB
+
+
+def test_methods_without_data_carry_no_activations_and_no_hessian() -> None:
+    memory = mm.quantize_memory(*MODELS["llama2-7b"], MethodConf(round=NearestRound()), C4, HALF)
+    assert (memory.activations, memory.hessians) == (0, 0)
+    searched = MethodConf(clip=SearchClip(), round=NearestRound())
+    assert mm.quantize_memory(*MODELS["llama2-7b"], searched, C4, HALF).activations > 0
+
+
+def test_a_grid_searched_by_proxy_loss_needs_the_hessian() -> None:
+    assert not mm.needs_hessian(MethodConf(clip=RmsClip(), round=NearestRound()))
+    assert mm.needs_hessian(MethodConf(clip=RmsClip(candidates=[1.5, 2.4]), round=NearestRound()))
+
+
+def test_a_full_precision_stream_doubles_activations_and_gptaq_the_hessians() -> None:
+    plain = mm.quantize_memory(*MODELS["llama2-7b"], GPTQ, C4, HALF)
+    asymmetric = mm.quantize_memory(*MODELS["llama2-7b"], MethodConf(round=GptaqRound()), C4, HALF)
+    assert asymmetric.activations == 2 * plain.activations
+    assert asymmetric.hessians == 2 * plain.hessians
+
+
+def test_training_a_block_takes_more_of_the_device_than_rounding_it() -> None:
+    tuned = MethodConf(tune=BlockTune(learns=["clip"]), round=NearestRound())
+    offsets = MethodConf(tune=BlockTune(learns=["clip", "rounding"]), round=NearestRound())
+    plain, clip, rounding = (
+        mm.quantize_memory(*MODELS["llama2-7b"], method, C4, HALF).device_bytes
+        for method in (MethodConf(round=NearestRound()), tuned, offsets)
+    )
+    assert plain < clip < rounding
+
+
+@settings(deadline=None)
+@given(st.sampled_from(sorted(MODELS)), st.integers(1, 256), st.integers(1, 4096))
+def test_more_calibration_never_takes_less_memory(name: str, num_sequences: int, sequence_length: int) -> None:
+    def memory(sequences: int, length: int) -> tuple[int, int]:
+        calibration = CalibrationConf("x", "c4", num_sequences=sequences, sequence_length=length)
+        found = mm.quantize_memory(*MODELS[name], GPTQ, calibration, HALF)
+        return found.device_bytes, found.host_bytes
+
+    device, host = memory(num_sequences, sequence_length)
+    for larger in (memory(num_sequences + 1, sequence_length), memory(num_sequences, sequence_length + 1)):
+        assert larger[0] >= device and larger[1] > host
+
+
+# --- evaluate --------------------------------------------------------------------------------------------------------
+
+
+def test_keys_and_values_of_one_window_of_llama_7b() -> None:
+    assert mm.window_cache_bytes(*MODELS["llama2-7b"], SUITE, 1, 2) == 2 * 32 * 4096 * 2048 * 2  # 1 GiB
+    assert mm.window_cache_bytes(*MODELS["llama3-8b"], SUITE, 1, 2) == 2 * 32 * 1024 * 2048 * 2  # a quarter
+    assert mm.window_cache_bytes(*MODELS["llama3-8b"], SUITE, 16, 2) == 2 * 32 * 128 * 2048 * 2  # heads repeated
+
+
+def test_a_window_is_never_longer_than_the_model_can_read() -> None:
+    architecture, shape = MODELS["mini-llama"]
+    tasks = SuiteConf(name="x", sequence_length=256, tasks=["mmlu"])
+    assert mm.window_cache_bytes(architecture, shape, tasks, 1, 2) == 2 * 4 * 256 * 512 * 2
+
+
+def test_mamba_keeps_a_state_instead_of_keys_and_values() -> None:
+    short, long = (SuiteConf(name="x", sequence_length=n) for n in (256, 2048))
+    model = MODELS["mamba-2.8b"]
+    assert mm.window_cache_bytes(*model, short, 1, 4) == mm.window_cache_bytes(*model, long, 1, 4)
+    assert mm.window_cache_bytes(*model, short, 1, 4) == 64 * 5120 * (16 * 4 + 4 * 4)
+
+
+def test_evaluating_in_float32_doubles_the_weights() -> None:
+    single = dataclasses.replace(SUITE, dtype="float32")
+    half = mm.evaluate_memory(*MODELS["llama2-7b"], FloatScheme(), "source", SUITE)
+    full = mm.evaluate_memory(*MODELS["llama2-7b"], FloatScheme(), "source", single)
+    assert full.weights == 2 * half.weights == 4 * 6_738_415_616
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from(sorted(MODELS)),
+    st.sampled_from([(FloatScheme(), "source"), (UniformScheme(bits=3), "packed"), (UniformScheme(bits=3), "dense")]),
+    st.sampled_from([1, 2, 4]),
+)
+def test_more_gpus_never_take_more_memory_each(name: str, form: tuple[SchemeConf, str], size: int) -> None:
+    fewer, more = (mm.evaluate_memory(*MODELS[name], *form, SUITE, n) for n in (size, 2 * size))
+    assert more.device_bytes < fewer.device_bytes
+    assert more.weights * 2 * size >= fewer.weights * size
+
+
+def test_every_architecture_of_the_planner_has_a_shipped_model() -> None:
+    assert {architecture for architecture, _ in MODELS.values()} == set(ARCHITECTURES)

@@ -1,0 +1,64 @@
+"""Settings that are refused before anything starts."""
+
+import pytest
+
+from conf.schema import (
+    ClipConf,
+    FloatScheme,
+    GptqRound,
+    MethodConf,
+    MinmaxClip,
+    MseClip,
+    NearestRound,
+    RoundConf,
+    SchemeConf,
+    UniformScheme,
+)
+from workers.methods.refusals import refusals
+
+
+def _method(stage: RoundConf, clip: ClipConf | None = None) -> MethodConf:
+    return MethodConf(name="m", category="compensation", clip=clip or MinmaxClip(), round=stage)
+
+
+@pytest.mark.parametrize(
+    ("method", "scheme"),
+    [
+        (MethodConf(name="none", category="baseline"), FloatScheme()),
+        (_method(NearestRound()), UniformScheme(bits=2)),
+        (_method(GptqRound()), UniformScheme(bits=4, group_size=64, symmetric=True)),
+        (_method(GptqRound(act_order=False, static_groups=False)), UniformScheme(bits=4, group_size=64)),
+        (_method(GptqRound(static_groups=False)), UniformScheme(bits=4)),
+        (_method(GptqRound(), clip=MseClip()), UniformScheme(bits=3, scale_dtype="float32")),
+    ],
+)
+def test_ordinary_settings_are_accepted(method: MethodConf, scheme: SchemeConf) -> None:
+    assert refusals(method, scheme) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "scheme", "key"),
+    [
+        (_method(NearestRound()), FloatScheme(), "scheme"),
+        (_method(NearestRound()), UniformScheme(bits=9), "scheme.bits"),
+        (_method(NearestRound()), UniformScheme(bits=4, group_size=0), "scheme.group_size"),
+        (_method(NearestRound()), UniformScheme(bits=4, scale_dtype="bfloat16"), "scheme.scale_dtype"),
+        (_method(NearestRound(), clip=MseClip(steps=101)), UniformScheme(bits=4), "method.clip.steps"),
+        (_method(NearestRound(), clip=MseClip(norm=0.0)), UniformScheme(bits=4), "method.clip.norm"),
+        (_method(GptqRound(damping=-0.1)), UniformScheme(bits=4), "method.round.damping"),
+        (_method(GptqRound(block_size=0)), UniformScheme(bits=4), "method.round.block_size"),
+        (_method(GptqRound(on_failure="ignore")), UniformScheme(bits=4), "method.round.on_failure"),
+        (_method(GptqRound(static_groups=False)), UniformScheme(bits=4, group_size=64), "method.round.act_order"),
+    ],
+)
+def test_refusal_names_the_key(method: MethodConf, scheme: SchemeConf, key: str) -> None:
+    (reason,) = refusals(method, scheme)
+
+    assert reason.startswith(key)
+
+
+def test_reordered_dynamic_groups_are_refused_with_the_reason_and_both_ways_out() -> None:
+    (reason,) = refusals(_method(GptqRound(static_groups=False)), UniformScheme(bits=4, group_size=64))
+
+    assert "index per column" in reason
+    assert "static_groups=true or act_order=false" in reason

@@ -1,0 +1,16 @@
+"""The grid of the whole range."""
+
+from torch import Tensor
+
+from conf.schema import MinmaxClip, UniformScheme
+from workers.methods.grid import QuantParams, group_ranges, params_for_ranges, storable
+
+
+def fit_grid(weight: Tensor, clip: MinmaxClip, scheme: UniformScheme) -> QuantParams:
+    """Lowest and highest weight of each row and group become the ends of its grid (Frantar et al. 2023).
+
+    weight: [out, in] float32 or float64. Raises MethodError when a scale cannot be stored.
+    One deviation for symmetric grids: the original mirrors the range only where a group has a negative weight, so that
+    a group of positive weights saturates at half its maximum; here it is mirrored always.
+    """
+    return storable(params_for_ranges(*group_ranges(weight, scheme), scheme), scheme)

@@ -1,0 +1,60 @@
+"""Damping a Hessian and factoring it, with a ladder of steps for one that resists."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from kernels.factorization import unit_upper_factor
+from workers.methods.errors import IndefiniteHessianError
+
+DAMPING_STEPS = (1, 10, 100)
+
+
+@dataclass(frozen=True)
+class Factor:
+    """feedback: [in, in] unit upper A of H = A D A^T. damping: fraction of the mean diagonal that was added.
+
+    retries: how often the damping was raised from the configured value.
+    """
+
+    feedback: Tensor
+    damping: float
+    retries: int
+
+
+def factor_damped(hessian: Tensor, damping: float) -> Factor:
+    """Factor H + damping x mean(live diagonal) x I.
+
+    hessian: [in, in] float32 or float64, finite; it is symmetrised first. A dead column (zero diagonal: the input was
+    never active) counts neither in the mean nor in the factor. When the Cholesky fails, the damping is raised to 10 and
+    100 times its value, and there float64 is tried last; the result has the Hessian's dtype in any case.
+    Raises IndefiniteHessianError when nothing helps, or when no column is alive.
+    """
+    diagonal = hessian.diagonal()
+    live = diagonal != 0
+    if not live.any():
+        raise IndefiniteHessianError(
+            "the Hessian is zero, no calibration token reached this linear; raise calibration.num_sequences"
+        )
+    mean = diagonal[live].mean()
+    if mean > 0:
+        sound = (hessian + hessian.mT).div_(2)
+        sound.diagonal()[~live] = mean
+        for retries, step in enumerate(DAMPING_STEPS):
+            feedback = unit_upper_factor(_damped(sound, step * damping * mean))
+            if feedback is not None:
+                return Factor(feedback, step * damping, retries)
+        step, retries = DAMPING_STEPS[-1], len(DAMPING_STEPS) - 1
+        feedback = unit_upper_factor(_damped(sound.double(), step * damping * mean))
+        if feedback is not None:
+            return Factor(feedback.to(hessian.dtype), step * damping, retries)
+    raise IndefiniteHessianError(
+        f"Hessian not positive definite at damping up to {DAMPING_STEPS[-1] * damping:g}, nor in float64; "
+        "raise method.round.damping or calibration.num_sequences"
+    )
+
+
+def _damped(hessian: Tensor, addend: Tensor) -> Tensor:
+    damped = hessian.clone()
+    damped.diagonal().add_(addend)
+    return damped

@@ -1,0 +1,110 @@
+"""What is built, as one literal table keyed by config class. Torch-free: the planner reads it.
+
+A recipe number says "these numbers": raise it when a stage's results change, and every cell that uses the stage gets a
+new key. A class that is not in the table is not implemented.
+"""
+
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+from conf.schema import (
+    FloatScheme,
+    GptqRound,
+    MethodConf,
+    MinmaxClip,
+    MseClip,
+    NearestRound,
+    NoIncohere,
+    NoKeep,
+    NoRotate,
+    NoRound,
+    NoScale,
+    NoTune,
+    SchemeConf,
+    UniformScheme,
+)
+
+
+class Need(enum.Enum):
+    """What the pipeline must collect before a stage can run."""
+
+    HESSIAN = "Hessian"
+    CROSS_HESSIAN = "cross-Hessian"
+    FULL_PRECISION_STREAM = "full-precision stream"
+    MEAN_ABS_INPUT = "mean |x|"
+    INPUTS = "inputs"
+    GRADIENTS = "gradients"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where a stage lives. module null: there is nothing to do."""
+
+    module: str | None
+    recipe: int
+    needs: frozenset[Need] = frozenset()
+
+
+_NOTHING = Stage(None, recipe=0)
+
+STAGES: dict[type[Any], Stage] = {
+    NoRotate: _NOTHING,
+    NoScale: _NOTHING,
+    NoIncohere: _NOTHING,
+    NoKeep: _NOTHING,
+    MinmaxClip: Stage("workers.methods.clip.minmax", recipe=1),
+    MseClip: Stage("workers.methods.clip.mse", recipe=1),
+    NoTune: _NOTHING,
+    NoRound: _NOTHING,
+    NearestRound: Stage("workers.methods.round.nearest", recipe=1),
+    GptqRound: Stage("workers.methods.round.gptq", recipe=1, needs=frozenset({Need.HESSIAN})),
+}
+
+SCHEMES: frozenset[type[SchemeConf]] = frozenset({FloatScheme, UniformScheme})
+
+SLOTS = ("rotate", "scale", "incohere", "keep", "clip", "tune", "round")  # ordered by scope, as in MethodConf
+
+
+def missing_stages(method: MethodConf) -> list[str]:
+    """The stages of a method that are not implemented, as text naming slot and class."""
+    stages = {slot: type(getattr(method, slot)) for slot in SLOTS}
+    return [f"slot {slot}: {cls.__name__} is not implemented" for slot, cls in stages.items() if cls not in STAGES]
+
+
+def missing_schemes(scheme: SchemeConf) -> list[str]:
+    """The scheme's class as text when it is not implemented."""
+    return [] if type(scheme) in SCHEMES else [f"scheme: {type(scheme).__name__} is not implemented"]
+
+
+def is_baseline(method: MethodConf) -> bool:
+    """Whether nothing is rounded: the 16-bit baseline."""
+    return isinstance(method.round, NoRound)
+
+
+def needs(method: MethodConf) -> frozenset[Need]:
+    """The union of what the method's stages need. Raises KeyError for a stage that is not implemented."""
+    return frozenset().union(*(STAGES[cls].needs for cls in _used(method)))
+
+
+def recipes(method: MethodConf) -> dict[str, int]:
+    """Class name -> recipe number of every stage that does something; part of the cell's key.
+
+    A stage that is not implemented counts as recipe 0, so that such a cell has a key of its own too.
+    """
+    numbers = {cls.__name__: STAGES[cls].recipe if cls in STAGES else 0 for cls in _used(method)}
+    return {name: numbers[name] for name in sorted(numbers)}
+
+
+def stage_module(stage: Any) -> str:
+    """The module that carries a stage out. Raises ValueError for one that is not implemented or has nothing to do."""
+    found = STAGES.get(type(stage))
+    if found is None or found.module is None:
+        raise ValueError(f"{type(stage).__name__} has no module in workers.methods.registry.STAGES")
+    return found.module
+
+
+def _used(method: MethodConf) -> list[type[Any]]:
+    slots = [slot for slot in SLOTS if not (slot == "clip" and is_baseline(method))]  # no rounding, no grid
+    classes = [type(getattr(method, slot)) for slot in slots]
+    return [cls for cls in classes if STAGES.get(cls) is not _NOTHING]

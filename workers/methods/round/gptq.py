@@ -1,0 +1,98 @@
+"""GPTQ: each column takes up the rounding errors of the columns before it (Frantar et al. 2023, algorithm 1)."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from conf.schema import GptqRound, SchemeConf
+from kernels.column_rounding import round_columns
+from workers.methods.errors import IndefiniteHessianError
+from workers.methods.factor import Factor, factor_damped
+from workers.methods.grid import FitGrid, QuantParams, dequantize
+from workers.methods.round import nearest
+from workers.methods.round.rounded import Rounded
+
+
+def round_weight(weight: Tensor, hessian: Tensor | None, conf: GptqRound, scheme: SchemeConf, fit: FitGrid) -> Rounded:
+    """Codes that keep x W^T for the calibration inputs, not the weights themselves.
+
+    weight: [out, in] float32 or float64, the dtype of the computation. hessian: [in, in], mean over tokens of x x^T,
+    undamped; its scale does not matter. Columns whose diagonal entry is zero were never active and become zero.
+    Grids are fitted once, or, with static_groups off, group after group on the weights compensated so far.
+    Raises IndefiniteHessianError unless conf.on_failure is `diagonal`: then the weight is rounded to nearest, degraded.
+    """
+    if hessian is None:
+        raise ValueError("GPTQ needs a Hessian")
+    diagonal = hessian.diagonal()
+    order = torch.arange(len(diagonal), device=weight.device)
+    if conf.act_order:
+        order = torch.argsort(diagonal, descending=True, stable=True)
+    try:
+        factor = factor_damped(hessian[order][:, order], conf.damping)
+    except IndefiniteHessianError as error:
+        if conf.on_failure != "diagonal":
+            raise
+        return replace(nearest.round_weight(weight, None, conf, scheme, fit), degraded=f"rounded to nearest: {error}")
+    alive = weight.masked_fill(diagonal == 0, 0)
+    if conf.static_groups or scheme.group_size is None:
+        codes, params = _static_groups(alive, order, factor, fit, conf.block_size)
+    else:
+        codes, params = _dynamic_groups(alive, factor, fit, scheme.group_size, conf.block_size)
+    raised = f"damping {factor.damping:g} instead of {conf.damping:g}" if factor.retries else None
+    return Rounded(codes, params, "gptq", factor.damping, factor.retries, raised)
+
+
+def _static_groups(
+    weight: Tensor, order: Tensor, factor: Factor, fit: FitGrid, block_size: int
+) -> tuple[Tensor, QuantParams]:
+    """Grids of the original columns, fixed first; then columns in `order`, each on the grid of its original group."""
+    params = fit(weight)
+    group_size = weight.shape[1] // params.scale.shape[1]
+    codes = round_columns(
+        weight[:, order],
+        factor.feedback,
+        params.scale,
+        params.zero_point,
+        order // group_size,
+        max_code=params.max_code,
+        block_size=block_size,
+    )
+    return codes[:, torch.argsort(order)], params
+
+
+def _dynamic_groups(
+    weight: Tensor, factor: Factor, fit: FitGrid, group_size: int, block_size: int
+) -> tuple[Tensor, QuantParams]:
+    """Group after group: compensate it for all columns before it, fit its grid, round it as a problem of its own.
+
+    With A = [[A_bb, A_bg], [0, A_gg]] for the columns before (b) and of the group (g), the best the group can do about
+    the errors E_b is W_g + E_b A_bg A_gg^-1, and rounding that with A_gg alone continues the column loop exactly.
+    """
+    error = torch.empty_like(weight)
+    codes, grids = [], []
+    for start in range(0, weight.shape[1], group_size):
+        group = slice(start, start + group_size)
+        own = factor.feedback[group, group]
+        carried = error[:, :start] @ factor.feedback[:start, group]
+        compensated = weight[:, group] + torch.linalg.solve_triangular(
+            own, carried, upper=True, left=False, unitriangular=True
+        )
+        grid = fit(compensated)
+        same_grid = torch.zeros(group_size, dtype=torch.int64)
+        codes.append(
+            round_columns(
+                compensated,
+                own,
+                grid.scale,
+                grid.zero_point,
+                same_grid,
+                max_code=grid.max_code,
+                block_size=block_size,
+            )
+        )
+        grids.append(grid)
+        error[:, group] = weight[:, group] - dequantize(codes[-1], grid, weight.dtype)
+    scale = torch.cat([grid.scale for grid in grids], dim=1)
+    zero_point = torch.cat([grid.zero_point for grid in grids], dim=1)
+    return torch.cat(codes, dim=1), QuantParams(scale, zero_point, grids[0].bits, group_size)
