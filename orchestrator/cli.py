@@ -14,6 +14,8 @@ from conf.errors import ConfigError
 from workers.api import FailureKind
 from workers.errors import PrerequisiteError
 
+FILE_WIDTH = 160  # columns of tables where there is no terminal to ask
+
 OVERRIDES_HELP = """\
 Overrides follow Hydra's grammar; a comma list, glob(), range() or choice() is an axis:
 
@@ -46,7 +48,8 @@ VERBS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb and return its exit code."""
     parsed = _parser().parse_args(arguments)
-    console = Console(soft_wrap=True)
+    width = None if sys.stdout.isatty() else FILE_WIDTH
+    console = Console(soft_wrap=True, width=width)
     errors = Console(stderr=True, soft_wrap=True)
     try:
         return _verb(parsed.verb)(parsed, console)

@@ -57,7 +57,8 @@ def choose_engine(
     """The engine of a cell. requested: auto | vllm | transformers; auto takes vLLM where it can.
 
     head_dim: columns of an attention head, null for a model without attention. weight_format: what the engine will
-    load (source | dense | packed). device: cpu | cuda. Raises ConfigError when the requested engine cannot, or none can.
+    load (source | dense | packed). device: cpu | cuda. Raises ConfigError when the requested engine cannot, or none
+    can.
     """
     _require("engine", requested, ("auto", *ENGINES))
     _require("suite.dtype", dtype, DTYPES)

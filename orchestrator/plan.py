@@ -63,6 +63,7 @@ def print_plan(
     """One line per cell, then totals and every reason why a cell cannot run."""
     hours = "GPU-h" if any(node.num_gpus for node in nodes) else "hours"
     table = Table("cell", "status", hours, "GPU GiB", "host GiB", "disk GiB", "GPUs", "engine", box=None, pad_edge=False)
+    table.columns[0].no_wrap = True
     for column in table.columns[2:6]:
         column.justify = "right"
     plans = {cell.key: plan_cell(cell, nodes) for cell in cells}

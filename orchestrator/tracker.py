@@ -5,6 +5,7 @@ A sweep is a parent run, each attempt at a cell a child run. Everything shown is
 """
 
 import json
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from orchestrator.cell import Cell, CellStatus
 from orchestrator.storage import Attempt, CellState, Storage
 from workers.api import Manifest
 from workers.errors import PrerequisiteError
+
+logging.getLogger("mlflow").setLevel(logging.WARNING)  # table migrations are no news to a user
 
 TAG_SWEEP = "ptqbench.sweep"
 TAG_ATTEMPT = "ptqbench.attempt"

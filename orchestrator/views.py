@@ -101,6 +101,7 @@ def print_outcome(
 def _cells(cells: list[Cell], states: dict[str, CellState]) -> Table:
     names = _metric_names(states)
     table = Table("cell", "status", *names, "quantize s", "evaluate s", box=None, pad_edge=False)
+    table.columns[0].no_wrap = True
     for column in table.columns[2:]:
         column.justify = "right"
     for cell in cells:

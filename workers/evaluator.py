@@ -1,7 +1,9 @@
 """The protocol between scoring and an engine, and what a checkpoint's config.json says to every engine. No torch."""
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,8 +28,8 @@ MIN_CHUNK_TOKENS = 256
 class TokenScores:
     """Of one prompt of n tokens, for its tokens 1 to n - 1.
 
-    logprobs: [n - 1] natural-log probability given all tokens before. is_argmax: [n - 1], whether the engine would have
-    chosen that token.
+    logprobs: [n - 1] natural-log probability given all tokens before. is_argmax: [n - 1], whether greedy decoding would
+    have chosen that token.
     """
 
     logprobs: npt.NDArray[np.float64]
@@ -60,10 +62,10 @@ class Evaluator(Protocol):
         """Tokens of the longest prompt, generated tokens included, since the last `load`."""
 
     def load(self, directory: Path, dtype: str, canary: Canary | None, max_length: int) -> Loaded:
-        """Hold the checkpoint in `directory`, computing in `dtype` (float32 | bfloat16 | float16).
+        """Hold the checkpoint in `directory`, computing in `dtype` (auto | float32 | bfloat16 | float16).
 
-        Raises ParityError when the engine's canary log-probabilities are not the manifest's, EngineError when the engine
-        refuses the checkpoint, BadInputError when the checkpoint is damaged.
+        `directory` may go once this returns. Raises ParityError when the engine's canary log-probabilities are not the
+        manifest's, EngineError when the engine refuses the checkpoint, BadInputError when that is damaged.
         """
 
     def score(self, prompts: Sequence[Sequence[int]]) -> list[TokenScores]:
@@ -78,7 +80,7 @@ class Evaluator(Protocol):
         """Give the engine's memory back."""
 
 
-# --- what a checkpoint's config.json says to an engine -----------------------------------------------------------------
+# --- what a checkpoint's config.json says to an engine ---------------------------------------------------------------
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -125,3 +127,11 @@ def chunk_tokens(config: dict[str, Any]) -> int:
     """Tokens scored at once, so that their float32 logits stay small beside the weights."""
     vocab_size = int(text_config(config)["vocab_size"])
     return max(MIN_CHUNK_TOKENS, min(MAX_CHUNK_TOKENS, MAX_CHUNK_LOGITS // vocab_size))
+
+
+@contextmanager
+def timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+    """Add the wall time of a step, which may run more than once."""
+    started = time.perf_counter()
+    yield
+    seconds[step] = seconds.get(step, 0.0) + time.perf_counter() - started

@@ -7,6 +7,7 @@ task is not found in the suite's own folder.
 import difflib
 import functools
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 FEWSHOT_SEED = 1234
 BOOTSTRAP_DRAWS = 1000  # for metrics without a closed-form standard error
 MAX_NEW_TOKENS = 256  # the harness's default for tasks that do not say
+REQUESTS_PER_CALL = 1024  # an engine's answer holds every token of them
 ROUND_TOKENS = 64  # generated between two looks for a stop string
 FRACTIONS = ("acc", "acc_norm", "exact_match", "f1", "mcc")  # metrics in [0, 1] or [-1, 1]
 
@@ -61,6 +63,7 @@ def run_tasks(
     filter. limit: items per task, null for all. Raises ConfigError for an unknown task, BadInputError for one that
     needs sampling, NumericalError when a log-probability is NaN.
     """
+    os.environ["DISABLE_MULTIPROC"] = "1"  # or the harness's bootstrap forks this process, engine and all
     results = simple_evaluate(
         model=HarnessModel(evaluator, tokenizer),
         tasks=list(tasks),
@@ -119,7 +122,7 @@ def _metrics(task: str, row: dict[str, Any]) -> list[Metric]:
 
 
 class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is untyped
-    """What the harness asks of a model, answered by an Evaluator. Tokenization is that of the harness's own backends."""
+    """What the harness asks of a model, answered by an Evaluator. Tokenizes as the harness's own backends do."""
 
     def __init__(self, evaluator: Evaluator, tokenizer: "PreTrainedTokenizerBase") -> None:
         super().__init__()
@@ -136,16 +139,16 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is untyped
         bos = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else int(bos)
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **unused: Any) -> list[int]:
         """The tokenizer's own special tokens, unless told otherwise or the text already starts with a BOS."""
         if add_special_tokens is None and has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id)):
             add_special_tokens = False
-        special = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        special: dict[str, bool] = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
         tokens: list[int] = self.tokenizer(string, verbose=False, **special)["input_ids"]
         return tokens
 
     def _loglikelihood_tokens(
-        self, requests: Sequence[EncodedPair], disable_tqdm: bool = False, **_: Any
+        self, requests: Sequence[EncodedPair], disable_tqdm: bool = False, **unused: Any
     ) -> list[tuple[float, bool]]:
         """(log-probability, whether greedy) of each continuation; what exceeds the context loses its left end."""
         limit = self._evaluator.max_length
@@ -154,13 +157,15 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is untyped
                 raise BadInputError(
                     f"a task's answer of {len(continuation)} tokens cannot be scored in a context of {limit}"
                 )
-        scores = self._evaluator.score([(context + continuation)[-limit:] for _, context, continuation in requests])
         results = []
-        for (_, _, continuation), score in zip(requests, scores, strict=True):
-            logprob = float(score.logprobs[-len(continuation) :].sum())
-            if math.isnan(logprob):
-                raise NumericalError("a benchmark task's log-probability is NaN")
-            results.append((logprob, bool(score.is_argmax[-len(continuation) :].all())))
+        for start in range(0, len(requests), REQUESTS_PER_CALL):
+            part = requests[start : start + REQUESTS_PER_CALL]
+            scores = self._evaluator.score([(context + continuation)[-limit:] for _, context, continuation in part])
+            for (_, _, continuation), score in zip(part, scores, strict=True):
+                logprob = float(score.logprobs[-len(continuation) :].sum())
+                if math.isnan(logprob):
+                    raise NumericalError("a benchmark task's log-probability is NaN")
+                results.append((logprob, bool(score.is_argmax[-len(continuation) :].all())))
         return results
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
@@ -189,10 +194,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is untyped
         open_ones = generations
         while open_ones:
             prompts = [g.prompt + g.tokens for g in open_ones]
-            new_tokens = min(ROUND_TOKENS, min(g.remaining for g in open_ones))
-            for generation, new in zip(
-                open_ones, self._evaluator.generate(prompts, new_tokens, [self.eot_token_id]), strict=True
-            ):
+            new_tokens = min(ROUND_TOKENS, *(g.remaining for g in open_ones))
+            answers = self._evaluator.generate(prompts, new_tokens, [self.eot_token_id])
+            for generation, new in zip(open_ones, answers, strict=True):
                 generation.tokens += new
                 generation.remaining = generation.remaining - new_tokens if len(new) == new_tokens else 0
                 if any(stop in self._text(generation) for stop in generation.stops):
@@ -211,13 +215,12 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is untyped
                 f"a task's answer of up to {new_tokens} tokens does not fit the model's context of "
                 f"{self._evaluator.max_length}"
             )
-        stops = handle_stop_sequences(wanted["until"], eos=self.tokenizer.eos_token)
+        stops = handle_stop_sequences(wanted["until"], eos=self.tokenizer.decode(self.eot_token_id))
         prompt = self.tok_encode(context) or [self.prefix_token_id]
         return _Generation(prompt[-room:], new_tokens, [stop for stop in stops if stop])
 
     def _text(self, generation: "_Generation") -> str:
-        text: str = self.tokenizer.decode(generation.tokens, skip_special_tokens=False)
-        return text
+        return str(self.tokenizer.decode(generation.tokens, skip_special_tokens=False))
 
 
 @dataclass

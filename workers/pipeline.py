@@ -129,7 +129,8 @@ def _walk(
         with stream.block(index) as block:
             stream.run(block, streams.reference, streams.canary_kwargs, _into(streams.reference))
             block_reports, packed = _quantize_block(request, stream, block, index, streams)
-            stream.run(block, streams.calibration, streams.calibration_kwargs, _into(streams.calibration))
+            if index + 1 < stream.num_blocks:  # nothing reads the calibration stream after the last block
+                stream.run(block, streams.calibration, streams.calibration_kwargs, _into(streams.calibration))
             stream.run(block, streams.quantized, streams.canary_kwargs, _into(streams.quantized))
         _require_finite(streams, f"{stream.architecture.blocks}.{index}")
         reports += block_reports

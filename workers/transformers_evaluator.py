@@ -3,7 +3,6 @@
 import gc
 import importlib.metadata
 import math
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from workers.api import Canary
 from workers.canary import canary_difference, require_parity
 from workers.errors import BadInputError
-from workers.evaluator import Loaded, TokenScores, chunk_tokens, engine_dtype, read_config
+from workers.evaluator import Loaded, TokenScores, chunk_tokens, engine_dtype, read_config, timed
 
 
 class TransformersEvaluator:
@@ -36,15 +35,14 @@ class TransformersEvaluator:
         config = read_config(directory)
         dtype = engine_dtype(dtype, config)
         self.close()
-        started = time.perf_counter()
-        self._model = _load_model(directory, getattr(torch, dtype)).to(self._device)
-        seconds = {"model": time.perf_counter() - started}
+        seconds: dict[str, float] = {}
+        with timed(seconds, "model"):
+            self._model = _load_model(directory, getattr(torch, dtype)).to(self._device)
         self.max_length, self._chunk_tokens = max_length, chunk_tokens(config)
         if canary is None:
             return Loaded("fresh", math.nan, seconds)
-        started = time.perf_counter()
-        difference = canary_difference(self, canary)
-        seconds["canary"] = time.perf_counter() - started
+        with timed(seconds, "canary"):
+            difference = canary_difference(self, canary)
         require_parity(self, directory, dtype, difference)
         return Loaded("fresh", difference.mean, seconds)
 
@@ -94,9 +92,10 @@ class TransformersEvaluator:
 
 def _load_model(directory: Path, dtype: torch.dtype) -> Any:
     """Transformers fills a tensor it does not find with random numbers and warns; here it is an error."""
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         directory, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
     )
+    model, info = loaded
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise BadInputError(f"{directory}: {len(missing)} tensors are missing, first `{missing[0]}`; copy it again")

@@ -1,10 +1,21 @@
-"""What vLLM reads from the environment while it is imported. Apply before that; nothing here imports it."""
+"""What vLLM and torch read from the environment while they are imported. Imports neither."""
+
+import os
+import sys
 
 ENVIRONMENT: dict[str, str] = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # engine in this process: ready in 2 s instead of 35
     "TORCHDYNAMO_DISABLE": "1",  # or the first log-probabilities wait 4 to 11 s for Inductor
     "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",  # a window as long as the context needs room for one token never computed
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process may have asked CUDA for its devices, after which forks fail
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
 }
+
+
+def prepare_process() -> None:
+    """Make this process ready to import vllm; the variables also reach the processes that vLLM starts."""
+    os.environ.update(ENVIRONMENT)
+    if "torch._dynamo" in sys.modules:  # imported already, so it has read its variable
+        sys.modules["torch._dynamo"].config.disable = True

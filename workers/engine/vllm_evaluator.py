@@ -1,13 +1,12 @@
 """vLLM as an evaluator: one engine in this process, kept warm; weights of the same model are swapped in place.
 
-Import only after `workers.engine.environment.ENVIRONMENT` is applied. Importing vllm and starting an engine change the
-process for good (torch.set_num_threads and LD_PRELOAD among others), so a process that runs this runs nothing else.
+Import only after `workers.engine.environment.prepare_process`. Importing vllm and starting an engine change the process
+for good (torch.set_num_threads does nothing afterwards, LD_PRELOAD is set): quantize in another one.
 """
 
 import gc
 import json
 import math
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,13 +25,14 @@ from vllm.outputs import RequestOutput
 from workers.api import Canary
 from workers.canary import CanaryDifference, canary_difference, require_parity
 from workers.errors import EngineError
-from workers.evaluator import Loaded, TokenScores, chunk_tokens, engine_dtype, read_config, text_config
+from workers.evaluator import Loaded, TokenScores, chunk_tokens, engine_dtype, read_config, text_config, timed
 
-# model_type -> why its weights are never swapped in a live engine (vLLM 0.32; seen against a Transformers forward).
+# model_type -> why its weights are never swapped in a live engine (vLLM 0.32 on a CPU, against a Transformers forward).
+# Kinds that are not listed are swapped where the canary agrees.
 NOT_RELOADABLE: dict[str, str] = {
-    "mixtral": "reload_weights leaves the fused experts wrong by 3 to 4 nats",
-    "mamba": "reload_weights of state-space layers is wrong in bfloat16",
-    "mamba2": "reload_weights of state-space layers is wrong in bfloat16",
+    "deepseek_v2": "reload_weights leaves the fused experts wrong by 0.7 nats on average",
+    "mamba2": "reload_weights is wrong by 1.7 nats on average in bfloat16",
+    "mixtral": "reload_weights leaves the fused experts wrong by 1.7 nats on average",
 }
 # model_type -> engine arguments without which its log-probabilities are wrong.
 REQUIRED_ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -71,21 +71,19 @@ class VllmEvaluator:
         dtype = engine_dtype(dtype, config)
         identity = _identity(config, dtype, max_length)
         seconds: dict[str, float] = {}
-        if self._llm is not None and canary is not None and identity == self._identity:
-            if text_config(config)["model_type"] not in NOT_RELOADABLE:
-                with _timed(seconds, "reload"), self._engine_errors(f"swap in the weights of {directory}"):
-                    self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(directory)})
-                difference = self._check(canary, seconds)
-                if difference.relative <= RELOAD_NOISE * self._noise:
-                    return Loaded("reloaded", difference.mean, seconds)
+        if canary is not None and self._reloadable(config, identity):
+            difference = self._reload(directory, canary, seconds)
+            if difference.relative <= RELOAD_NOISE * self._noise:
+                return Loaded("reloaded", difference.mean, seconds)
         swap = "fresh" if self._llm is None else "rebuilt"
         self.close()
-        with _timed(seconds, "engine"), self._engine_errors(f"load {directory}"):
+        with timed(seconds, "engine"), self._engine_errors(f"load {directory}"):
             self._llm = LLM(**self._arguments(directory, config, dtype, max_length))
         self.max_length, self._identity, self._noise = max_length, identity, math.nan
         if canary is None:
             return Loaded(swap, math.nan, seconds)
-        difference = self._check(canary, seconds)
+        with timed(seconds, "canary"):
+            difference = canary_difference(self, canary)
         if not difference.allowed(dtype):
             self.close()
         require_parity(self, directory, dtype, difference)
@@ -93,7 +91,7 @@ class VllmEvaluator:
         return Loaded(swap, difference.mean, seconds)
 
     def score(self, prompts: Sequence[Sequence[int]]) -> list[TokenScores]:
-        """See the protocol. Ties of the largest logit (1.8 % of tokens in bfloat16) go to the one vLLM's top-k names."""
+        """See the protocol. Of equal largest logits (1.8 % of tokens in bfloat16) the one that top-k names counts."""
         params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=1, flat_logprobs=True, detokenize=False)
         return [_token_scores(output.prompt_logprobs) for output in self._run(prompts, params)]
 
@@ -108,13 +106,26 @@ class VllmEvaluator:
         return [tokens[:-1] if tokens and tokens[-1] in stop_tokens else tokens for tokens in outputs]
 
     def close(self) -> None:
-        """End the engine; the next `load` starts one in this process."""
-        if self._llm is None:
-            return
-        self._llm.llm_engine.engine_core.shutdown()
+        """End the engine, a half-built one too; the next `load` starts one in this process."""
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
         self._llm = None
         gc.collect()
         cleanup_dist_env_and_memory()
+
+    def _reloadable(self, config: dict[str, Any], identity: str) -> bool:
+        return (
+            self._llm is not None
+            and identity == self._identity
+            and text_config(config)["model_type"] not in NOT_RELOADABLE
+        )
+
+    def _reload(self, directory: Path, canary: Canary, seconds: dict[str, float]) -> CanaryDifference:
+        assert self._llm is not None
+        with timed(seconds, "reload"), self._engine_errors(f"swap in the weights of {directory}"):
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(directory)})
+        with timed(seconds, "canary"):
+            return canary_difference(self, canary)
 
     def _arguments(self, directory: Path, config: dict[str, Any], dtype: str, max_length: int) -> dict[str, Any]:
         arguments: dict[str, Any] = {
@@ -131,7 +142,8 @@ class VllmEvaluator:
             "use_tqdm_on_load": False,
         }
         if self._device == "cpu":
-            arguments["kv_cache_memory_bytes"] = max(CPU_CACHE_BYTES, CACHED_WINDOWS * _window_bytes(config, dtype, max_length))
+            windows = CACHED_WINDOWS * _window_bytes(config, dtype, max_length)
+            arguments["kv_cache_memory_bytes"] = max(CPU_CACHE_BYTES, windows)
         else:
             arguments["gpu_memory_utilization"] = self._gpu_memory_utilization
         if self._tensor_parallel_size > 1:
@@ -144,10 +156,6 @@ class VllmEvaluator:
         with self._engine_errors(f"score {len(prompts)} prompts"):
             requests = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts]
             return self._llm.generate(requests, params, use_tqdm=False)
-
-    def _check(self, canary: Canary, seconds: dict[str, float]) -> CanaryDifference:
-        with _timed(seconds, "canary"):
-            return canary_difference(self, canary)
 
     @contextmanager
     def _engine_errors(self, doing: str) -> Iterator[None]:
@@ -186,11 +194,3 @@ def _token_scores(flat: Any) -> TokenScores:
     logprobs = np.asarray(flat.logprobs, dtype=np.float64)
     token_ids = np.asarray(flat.token_ids, dtype=np.int64)
     return TokenScores(logprobs=logprobs[::2], is_argmax=token_ids[::2] == token_ids[1::2])
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
-    """Adds, because a step may run twice."""
-    started = time.perf_counter()
-    yield
-    seconds[step] = seconds.get(step, 0.0) + time.perf_counter() - started
