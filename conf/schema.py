@@ -438,7 +438,9 @@ class NumericsConf:
 
 @dataclass
 class NodeConf:
-    """One kind of node. Rates are declared, for estimates; flops in 1/s for dense 16-bit, bandwidth in bytes/s."""
+    """One kind of node. Rates are declared, for estimates: flops in 1/s for dense 16-bit, bandwidth in bytes/s, of one
+    GPU; of the whole node where it has none.
+    """
 
     count: int = 1
     num_gpus: int = 0
@@ -460,7 +462,6 @@ class ClusterConf:
     idle_seconds: float = 30.0
     quantize_timeout_seconds: float = 86400.0
     evaluate_timeout_seconds: float = 86400.0
-    secrets: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What the cluster offers, as data: declared, or seen on this machine."""
+"""What the cluster offers, as data: declared, seen on this machine, or told by Ray."""
 
 import os
 import subprocess
@@ -15,6 +15,10 @@ def declared_nodes(cluster: ClusterConf) -> list[NodeConf]:
     """The nodes that cells are planned for. Rates of a machine that was not declared are assumed."""
     if cluster.nodes is not None:
         return cluster.nodes
+    if cluster.address is not None:
+        from orchestrator.scheduler import describe
+
+        return describe(cluster)
     gpus = gpu_memories_gib()
     memory = psutil.virtual_memory().total / GIB
     return [assumed_node(os.cpu_count() or 1, memory, len(gpus), min(gpus, default=0.0))]

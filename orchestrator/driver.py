@@ -5,7 +5,9 @@ one takes the sweep over.
 """
 
 import time
+from dataclasses import dataclass
 
+from conf.schema import ClusterConf
 from orchestrator.cell import Cell, CellStatus
 from orchestrator.progress import SweepProgress
 from orchestrator.schedule import (
@@ -32,19 +34,35 @@ POLL_SECONDS = 0.5
 NODES_SECONDS = 10.0
 
 
+@dataclass(frozen=True)
+class _Running:
+    """A stage at work. host_id is null for quantize; deadline on the monotonic clock."""
+
+    host_id: str | None
+    deadline: float
+    timeout_seconds: float
+
+
 class Driver:
     """Drives the cells of one sweep to their ends."""
 
     def __init__(
-        self, cells: list[Cell], jobs: list[Job], storage: Storage, scheduler: Scheduler, progress: SweepProgress,
-        *, idle_seconds: float,
+        self,
+        cells: list[Cell],
+        jobs: list[Job],
+        storage: Storage,
+        scheduler: Scheduler,
+        progress: SweepProgress,
+        cluster: ClusterConf,
     ) -> None:
         self._cells = {cell.key: cell for cell in cells}
-        self._schedule = Schedule(jobs, idle_seconds=idle_seconds)
+        self._schedule = Schedule(jobs, idle_seconds=cluster.idle_seconds)
         self._storage = storage
         self._scheduler = scheduler
         self._progress = progress
+        self._cluster = cluster
         self._open: dict[str, Attempt] = {}
+        self._running: dict[str, _Running] = {}
         self._engines: dict[str, str] = {job.host_key: self._cells[job.key].engine.name for job in jobs}
 
     def run(self) -> None:
@@ -65,7 +83,7 @@ class Driver:
                     self._carry_out(action)
             if self._schedule.finished:
                 return
-            events = [*self._scheduler.wait(POLL_SECONDS), Tick(time.monotonic())]
+            events = [*self._scheduler.wait(POLL_SECONDS), *self._timeouts(), Tick(time.monotonic())]
             if self._schedule.num_running == 0:
                 time.sleep(POLL_SECONDS)
             if time.monotonic() - seen > NODES_SECONDS:
@@ -77,6 +95,7 @@ class Driver:
         if not isinstance(event, QuantizeEnded | EvaluateEnded):
             return
         cell = self._cells[event.key]
+        del self._running[event.key]
         if event.failure is not None:
             end_attempt(self._open[event.key].directory, cell, CellStatus.FAILED, event.failure)
         self._progress.paused(cell)
@@ -85,12 +104,12 @@ class Driver:
         match action:
             case StartQuantize(key, placement, node_id):
                 request = self._quantize_request(self._cells[key])
-                self._progress.started(self._cells[key], "quantize")
+                self._started(key, None, self._cluster.quantize_timeout_seconds)
                 self._scheduler.start_quantize(key, request, placement, node_id)
             case StartHost(host_id, host_key, placement, node_id):
                 self._scheduler.start_host(host_id, self._engines[host_key], placement, node_id)
             case StartEvaluate(key, host_id):
-                self._progress.started(self._cells[key], "evaluate")
+                self._started(key, host_id, self._cluster.evaluate_timeout_seconds)
                 self._scheduler.start_evaluate(key, self._evaluate_request(self._cells[key]), host_id)
             case StopHost(host_id):
                 self._scheduler.stop_host(host_id)
@@ -98,6 +117,30 @@ class Driver:
                 self._attempt_ended(self._cells[key], failure, final=final)
             case CellSucceeded(key):
                 self._cell_succeeded(self._cells[key])
+
+    def _started(self, key: str, host_id: str | None, timeout_seconds: float) -> None:
+        self._running[key] = _Running(host_id, time.monotonic() + timeout_seconds, timeout_seconds)
+        self._progress.started(self._cells[key], "quantize" if host_id is None else "evaluate")
+
+    def _timeouts(self) -> list[Event]:
+        """Kill what has passed its time limit and say so."""
+        events: list[Event] = []
+        for key, running in self._running.items():
+            if time.monotonic() < running.deadline:
+                continue
+            self._scheduler.abort(key)
+            stage = "quantize" if running.host_id is None else "evaluate"
+            failure = Failure(
+                stage,
+                FailureKind.TIMEOUT,
+                f"{stage} took longer than {running.timeout_seconds:.0f} s; give it more: "
+                f"cluster.{stage}_timeout_seconds=<seconds>",
+            )
+            if running.host_id is None:
+                events.append(QuantizeEnded(key, failure))
+            else:
+                events.append(EvaluateEnded(key, running.host_id, failure, host_alive=False))
+        return events
 
     def _attempt_ended(self, cell: Cell, failure: Failure, *, final: bool) -> None:
         attempt = self._open.pop(cell.key, None) or self._storage.open_attempt(cell)

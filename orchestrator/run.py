@@ -10,17 +10,21 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from conf.errors import ConfigError
+from conf.schema import ClusterConf, NodeConf
 from orchestrator import results
 from orchestrator.cell import Cell, CellStatus
 from orchestrator.cluster import declared_nodes
 from orchestrator.driver import Driver, close_abandoned
 from orchestrator.jobs import make_jobs
+from orchestrator.preflight import preflight
 from orchestrator.progress import SweepProgress
 from orchestrator.resolve import resolve
 from orchestrator.scheduler import InlineScheduler, RayScheduler
 from orchestrator.storage import CellState, Storage
 from orchestrator.sweep import Sweep
 from orchestrator.views import print_outcome, run_ids, write_views
+from workers.api import FailureKind
+from workers.errors import PrerequisiteError
 
 if TYPE_CHECKING:
     from orchestrator.tracker import Tracker
@@ -64,24 +68,33 @@ def run(
 
 def _also_lost(statuses: tuple[CellStatus, ...], state: CellState) -> tuple[CellStatus, ...]:
     """A cell whose driver died is unfinished, not failed: the next sweep takes it up."""
-    from workers.api import FailureKind
-
     failure = state.last.result.failure if state.last and state.last.result else None
     lost = failure is not None and failure.kind is FailureKind.WORKER_LOST
     return (*statuses, CellStatus.FAILED) if lost else statuses
 
 
-def _drive(sweep: Sweep, cells: list[Cell], nodes: list, storage: Storage, console: Console) -> None:
+def _drive(sweep: Sweep, cells: list[Cell], nodes: list[NodeConf], storage: Storage, console: Console) -> None:
     ready = {cell.quantize_key for cell in cells if storage.has_checkpoint(cell.quantize_key)}
     jobs = make_jobs(cells, nodes, ready)
     console.print(f"{len(cells)} cells to run; starting Ray", highlight=False)
     scheduler = RayScheduler(sweep.cluster)
     try:
+        preflight(cells, storage, scheduler)
+        _refuse_unshared(sweep, len(scheduler.nodes()))
         estimate = sum(job.quantize_seconds + job.evaluate_seconds for job in jobs)
         with SweepProgress(console, len(cells), estimate) as progress:
-            Driver(cells, jobs, storage, scheduler, progress, idle_seconds=sweep.cluster.idle_seconds).run()
+            Driver(cells, jobs, storage, scheduler, progress, sweep.cluster).run()
     finally:
         scheduler.close()
+
+
+def _refuse_unshared(sweep: Sweep, num_nodes: int) -> None:
+    """Several nodes write through one storage; the default one is a directory of this machine."""
+    if num_nodes > 1 and sweep.cluster.storage == ClusterConf.storage:
+        raise PrerequisiteError(
+            f"the cluster has {num_nodes} nodes, but {sweep.cluster.storage} is a directory of this machine; give one "
+            "that every node sees: cluster.storage=<directory>"
+        )
 
 
 def run_inline(sweep: Sweep, console: Console) -> int:
@@ -96,7 +109,7 @@ def run_inline(sweep: Sweep, console: Console) -> int:
     scheduler = InlineScheduler()
     try:
         with SweepProgress(console, 1, 0.0) as progress:
-            Driver([cell], make_jobs([cell], nodes, ready), storage, scheduler, progress, idle_seconds=0.0).run()
+            Driver([cell], make_jobs([cell], nodes, ready), storage, scheduler, progress, sweep.cluster).run()
     finally:
         scheduler.close()
     states = storage.states([cell])

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from conf.schema import ClusterConf
+from conf.schema import ClusterConf, NodeConf
+from orchestrator.cluster import gpu_memories_gib
+from orchestrator.cost_model import assumed_node
 from orchestrator.placement import Placement
 from orchestrator.schedule import EvaluateEnded, Event, Node, QuantizeEnded
 from orchestrator.storage import lost, read_result
@@ -18,6 +20,7 @@ from workers.api import EvaluateRequest, Failure, QuantizeRequest
 from workers.errors import PrerequisiteError
 
 GIB = 2**30
+PROBE_SECONDS = 60.0
 PACKAGES = ("conf", "orchestrator", "workers", "kernels")
 
 
@@ -36,11 +39,17 @@ class Scheduler(Protocol):
     def start_evaluate(self, key: str, request: EvaluateRequest, host_id: str) -> None:
         """Score a cell on a host; its end comes from `wait`."""
 
+    def abort(self, key: str) -> None:
+        """Kill the process at work on a cell (with it, its engine host); nothing more comes of it from `wait`."""
+
     def stop_host(self, host_id: str) -> None:
-        """Give a host's resources back."""
+        """Give a host's resources back; one that is gone already is no error."""
 
     def wait(self, timeout_seconds: float) -> list[Event]:
         """Ends that have come in, waiting at most `timeout_seconds` for the first."""
+
+    def storage_problems(self, root: Path) -> list[str]:
+        """Why nodes cannot use the storage; empty when each of them wrote what the driver then read."""
 
     def close(self) -> None:
         """Stop everything that still runs."""
@@ -73,8 +82,15 @@ class InlineScheduler:
         failure = self._hosts[host_id].evaluate(request, capture_output=False)
         self._events.append(EvaluateEnded(key, host_id, failure))
 
+    def abort(self, key: str) -> None:
+        raise NotImplementedError("a stage in this process cannot be killed from within it")
+
     def stop_host(self, host_id: str) -> None:
-        self._hosts.pop(host_id).close()
+        if host_id in self._hosts:
+            self._hosts.pop(host_id).close()
+
+    def storage_problems(self, root: Path) -> list[str]:
+        return []
 
     def wait(self, timeout_seconds: float) -> list[Event]:
         events, self._events = self._events, []
@@ -155,10 +171,42 @@ class RayScheduler:
         reference = self._hosts[host_id].evaluate.remote(request)
         self._pending[reference] = _Pending(key, host_id, Path(request.attempt_directory))
 
+    def abort(self, key: str) -> None:
+        import ray
+
+        for reference, pending in list(self._pending.items()):
+            if pending.key == key:
+                del self._pending[reference]
+                if pending.host_id is None:
+                    ray.cancel(reference, force=True)
+                else:
+                    self.stop_host(pending.host_id)
+
     def stop_host(self, host_id: str) -> None:
         import ray
 
-        ray.kill(self._hosts.pop(host_id), no_restart=True)
+        if host_id in self._hosts:
+            ray.kill(self._hosts.pop(host_id), no_restart=True)
+
+    def storage_problems(self, root: Path) -> list[str]:
+        import ray
+
+        nodes = self.nodes()
+        probes = {
+            node.id: ray.remote(_probe).options(**_pinned(node.id), num_cpus=0).remote(str(root), node.id)
+            for node in nodes
+        }
+        problems = []
+        for node_id, probe in probes.items():
+            try:
+                ray.get(probe, timeout=PROBE_SECONDS)
+                (root / "leases" / f"probe-{node_id}").unlink()
+            except (ray.exceptions.RayError, OSError) as error:
+                problems.append(
+                    f"node {node_id[:8]} cannot use the storage {root} ({str(error).strip().splitlines()[-1]}); give a "
+                    "directory that every node sees under one path: cluster.storage=<directory>"
+                )
+        return problems
 
     def wait(self, timeout_seconds: float) -> list[Event]:
         import ray
@@ -221,17 +269,44 @@ class _Host:
         return self._host.evaluate(request)
 
 
-def _options(placement: Placement, node_id: str) -> dict[str, Any]:
-    """One request for everything at once, on the node the schedule chose."""
+def describe(cluster: ClusterConf) -> list[NodeConf]:
+    """The nodes of a running Ray cluster, GPU memory included. Rates are assumed."""
+    import ray
+
+    scheduler = RayScheduler(cluster)
+    try:
+        memories = {
+            node.id: ray.get(ray.remote(gpu_memories_gib).options(**_pinned(node.id), num_cpus=0).remote())
+            for node in scheduler.nodes()
+        }
+        return [
+            assumed_node(int(n.num_cpus), n.memory_gib, int(n.num_gpus), min(memories[n.id], default=0.0))
+            for n in scheduler.nodes()
+        ]
+    finally:
+        scheduler.close()
+
+
+def _probe(root: str, node_id: str) -> None:
+    """Write where the driver will look."""
+    (Path(root) / "leases" / f"probe-{node_id}").write_text(node_id, encoding="utf-8")
+
+
+def _pinned(node_id: str) -> dict[str, Any]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False)}
+
+
+def _options(placement: Placement, node_id: str) -> dict[str, Any]:
+    """One request for everything at once, on the node the schedule chose."""
     threads = str(max(1, int(placement.num_cpus)))
     return {
         "num_gpus": placement.num_gpus,
         "num_cpus": placement.num_cpus,
         "memory": int(placement.memory_gib * GIB),
-        "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False),
         "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads}},
+        **_pinned(node_id),
     }
 
 

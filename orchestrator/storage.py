@@ -64,15 +64,19 @@ class Storage:
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
+    def checkpoint(self, quantize_key: str) -> Path:
+        """Where a finished checkpoint lies."""
+        return self.root / "checkpoints" / quantize_key
+
     def manifest(self, quantize_key: str) -> Manifest | None:
         """The manifest of a finished checkpoint, or null."""
-        path = self.root / "checkpoints" / quantize_key / "manifest.json"
+        path = self.checkpoint(quantize_key) / "manifest.json"
         return from_json(Manifest, path.read_text(encoding="utf-8")) if path.exists() else None
 
     def has_checkpoint(self, quantize_key: str) -> bool:
         """Whether every file of the manifest is there. Contents are hashed by the worker that reads them."""
         manifest = self.manifest(quantize_key)
-        directory = self.root / "checkpoints" / quantize_key
+        directory = self.checkpoint(quantize_key)
         return manifest is not None and all((directory / file).exists() for file in manifest.files)
 
     # --- attempts ----------------------------------------------------------------------------------------------------

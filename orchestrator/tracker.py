@@ -119,6 +119,8 @@ class Tracker:
         params = [Param(k, v) for k, v in _params(cell).items()]
         self._client.log_batch(run_id, metrics=metrics, params=params, tags=_failure_tags(attempt))
         self._log_artifacts(run_id, attempt, manifest)
+        if self._conf.upload_checkpoints and manifest is not None and manifest.files:
+            self._client.log_artifacts(run_id, str(storage.checkpoint(cell.quantize_key)), "checkpoint")
         self._client.set_terminated(run_id, RUN_STATUS[CellStatus(attempt.result.status)], end_time=ended)
         self._runs[attempt.name] = run_id
 

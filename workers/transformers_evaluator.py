@@ -49,6 +49,7 @@ class TransformersEvaluator:
     @torch.inference_mode()
     def score(self, prompts: Sequence[Sequence[int]]) -> list[TokenScores]:
         """See the protocol. Batches are padded on the right, which a causal model never looks at."""
+        assert self._model is not None, "load a checkpoint first"
         scores: dict[int, TokenScores] = {}
         for batch in _batches(prompts, self._chunk_tokens):
             tokens = _padded([prompts[i] for i in batch]).to(self._device)
@@ -69,6 +70,7 @@ class TransformersEvaluator:
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_tokens: Sequence[int]
     ) -> list[list[int]]:
         """See the protocol. One prompt at a time: padding on the left would change what a state-space model sees."""
+        assert self._model is not None, "load a checkpoint first"
         greedy = GenerationConfig(
             do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=list(stop_tokens) or None, pad_token_id=0
         )

@@ -1,0 +1,100 @@
+"""Which engine, and in which words."""
+
+import pytest
+
+from conf.errors import ConfigError
+from orchestrator.engine_choice import CAPABILITIES, CPU_HEAD_DIMS, ENGINES, EngineChoice, choose_engine
+
+
+def choose(
+    requested: str = "auto",
+    architecture: str = "llama",
+    head_dim: int | None = 64,
+    dtype: str = "float32",
+    weight_format: str = "dense",
+    device: str = "cpu",
+) -> EngineChoice:
+    return choose_engine(requested, architecture, head_dim, dtype, weight_format, device)
+
+
+def test_vllm_is_taken_where_it_can() -> None:
+    choice = choose()
+    assert choice.engine == "vllm"
+    assert choice.reason == "vLLM scores llama in float32 on cpu"
+
+
+@pytest.mark.parametrize("head_dim", CPU_HEAD_DIMS)
+def test_every_head_size_of_the_cpu_attention_is_vllm_s(head_dim: int) -> None:
+    assert choose(head_dim=head_dim).engine == "vllm"
+
+
+def test_another_head_size_is_scored_by_transformers_and_the_row_says_why() -> None:
+    choice = choose(head_dim=8)
+    assert choice.engine == "transformers"
+    assert choice.reason == (
+        "vLLM's CPU attention supports head sizes 32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512; this model has 8"
+    )
+
+
+def test_head_sizes_do_not_matter_on_a_gpu_or_without_attention() -> None:
+    assert choose(head_dim=8, device="cuda").engine == "vllm"
+    assert choose(architecture="mamba2", head_dim=None).engine == "vllm"
+
+
+def test_mamba_needs_a_gpu_for_vllm() -> None:
+    choice = choose(architecture="mamba", head_dim=None)
+    assert choice.engine == "transformers" and "selective scan" in choice.reason
+    assert choose(architecture="mamba", head_dim=None, device="cuda").engine == "vllm"
+
+
+def test_what_was_asked_for_is_taken_where_it_can() -> None:
+    assert choose("transformers") == EngineChoice("transformers", "engine=transformers was asked for")
+    assert choose("vllm").engine == "vllm"
+
+
+def test_what_was_asked_for_and_cannot_is_refused_with_what_can() -> None:
+    with pytest.raises(ConfigError, match=r"engine=vllm: vLLM's CPU attention .* has 8; use engine=transformers"):
+        choose("vllm", head_dim=8)
+    with pytest.raises(ConfigError, match="DeepSeekMoE; use engine=vllm"):
+        choose("transformers", architecture="deepseek_moe", head_dim=128)
+
+
+def test_a_model_no_engine_can_score_is_refused_with_both_reasons() -> None:
+    with pytest.raises(ConfigError, match=r"vLLM has no model class for VILA; Transformers has no model class"):
+        choose(architecture="vila", head_dim=128)
+    with pytest.raises(ConfigError, match=r"head sizes .* has 20; Transformers has no model class"):
+        choose(architecture="deepseek_moe", head_dim=20)
+
+
+@pytest.mark.parametrize("requested", ["auto", *ENGINES])
+def test_packed_weights_are_not_served_yet(requested: str) -> None:
+    with pytest.raises(ConfigError, match="packed weights"):
+        choose(requested, weight_format="packed")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "near"),
+    [
+        ("requested", "vlm", "vllm"),
+        ("architecture", "lama", "llama"),
+        ("dtype", "float23", "float32"),
+        ("weight_format", "dens", "dense"),
+        ("device", "cud", "cuda"),
+    ],
+)
+def test_a_misspelt_name_gets_the_nearest_one(key: str, value: str, near: str) -> None:
+    with pytest.raises(ConfigError, match=f"{value}.*did you mean {near}"):
+        choose(**{key: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("architecture", CAPABILITIES)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_auto_never_takes_an_engine_that_would_be_refused(architecture: str, device: str, engine: str) -> None:
+    try:
+        choice = choose(architecture=architecture, device=device)
+    except ConfigError:
+        with pytest.raises(ConfigError):
+            choose(engine, architecture=architecture, device=device)
+    else:
+        assert choose(choice.engine, architecture=architecture, device=device).engine == choice.engine
