@@ -78,7 +78,7 @@ def register() -> None:
 
 def _open_slots() -> s.MethodConf:
     """A method with every slot still to be chosen: a default option would pin the slot to that option's dataclass."""
-    return s.MethodConf(**{slot: s.MISSING for slot in SLOTS})
+    return s.MethodConf(**dict.fromkeys(SLOTS, s.MISSING))
 
 
 @contextmanager

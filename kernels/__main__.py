@@ -1,6 +1,7 @@
 """`ptqbench kernels`: which version of each operation runs here."""
 
+import sys
+
 import kernels
 
-for operation, version in kernels.status().items():
-    print(f"{operation:18} {version}")
+sys.stdout.writelines(f"{operation:18} {version}\n" for operation, version in kernels.status().items())

@@ -76,11 +76,17 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, text in VERBS.items():
         verb = verbs.add_parser(
-            name, help=text, description=text, epilog=OVERRIDES_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+            name,
+            help=text,
+            description=text,
+            epilog=OVERRIDES_HELP,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         if name == "resubmit":
             kinds = [kind.value for kind in FailureKind]
-            verb.add_argument("--failure", nargs="+", choices=kinds, metavar="KIND", help=f"only these: {', '.join(kinds)}")
+            verb.add_argument(
+                "--failure", nargs="+", choices=kinds, metavar="KIND", help=f"only these: {', '.join(kinds)}"
+            )
             verb.add_argument("--cell", nargs="+", metavar="LABEL", help="only cells with these labels or keys")
         if name == "ui":
             verb.add_argument("--port", type=int, default=5000)

@@ -39,9 +39,7 @@ def place(cell: Cell, nodes: list[NodeConf]) -> tuple[Placement | NoPlacement, P
     """Placements of both stages."""
     config = cell.config
     return (
-        place_quantize(
-            nodes, cell.model.architecture, cell.shape, config.method, config.calibration, config.numerics
-        ),
+        place_quantize(nodes, cell.model.architecture, cell.shape, config.method, config.calibration, config.numerics),
         place_evaluate(
             nodes,
             cell.model.architecture,

@@ -103,8 +103,8 @@ def _ask_hub(conf: ModelConf) -> tuple[str, dict[str, Any]]:
         raise ConfigError(f"model.repo={conf.repo}: the hub has no such repository (or it is private)") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise PrerequisiteError(
-            f"the hub did not answer for {conf.repo} ({type(error).__name__}); check the network, or give a local copy: "
-            "model.repo=<directory>"
+            f"the hub did not answer for {conf.repo} ({type(error).__name__}); check the network, or give a "
+            "local copy: model.repo=<directory>"
         ) from error
     assert commit is not None
     return commit, config

@@ -62,7 +62,9 @@ def print_plan(
 ) -> None:
     """One line per cell, then totals and every reason why a cell cannot run."""
     hours = "GPU-h" if any(node.num_gpus for node in nodes) else "hours"
-    table = Table("cell", "status", hours, "GPU GiB", "host GiB", "disk GiB", "GPUs", "engine", box=None, pad_edge=False)
+    table = Table(
+        "cell", "status", hours, "GPU GiB", "host GiB", "disk GiB", "GPUs", "engine", box=None, pad_edge=False
+    )
     table.columns[0].no_wrap = True
     for column in table.columns[2:6]:
         column.justify = "right"
@@ -104,9 +106,7 @@ def _print_totals(
         status = _status(cell, states)
         counts[status] = counts.get(status, 0) + 1
     todo = [c for c in cells if _status(c, states) != CellStatus.SUCCEEDED]
-    console.print(
-        f"{len(cells)} cells: " + ", ".join(f"{n} {s}" for s, n in counts.items()), highlight=False
-    )
+    console.print(f"{len(cells)} cells: " + ", ".join(f"{n} {s}" for s, n in counts.items()), highlight=False)
     console.print(
         f"to do: {_hours(sum(plans[c.key].hours for c in todo))} {hours}, "
         f"{sum(plans[c.key].disk_gib for c in todo):.0f} GiB of checkpoints on {sweep.cluster.storage} "

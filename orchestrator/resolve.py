@@ -6,13 +6,11 @@ Everything that can be known before a cell starts is checked here, and all probl
 import functools
 import hashlib
 import importlib.metadata
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 from conf.errors import ConfigError
-from conf.schema import CellConf, FloatScheme, NodeConf, SuiteConf
+from conf.schema import CellConf, FloatScheme, ModelConf, NodeConf, SuiteConf
 from orchestrator import cell as identity
 from orchestrator.cell import Cell, CellStatus, Engine
 from orchestrator.cluster import device
@@ -26,9 +24,6 @@ from workers.api import TextRef
 from workers.zoo import zoo_path
 
 MAX_PROBLEMS_SHOWN = 20
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 def resolve(sweep: Sweep, nodes: list[NodeConf], *, online: bool) -> list[Cell]:
@@ -54,12 +49,13 @@ class _Resolver:
 
     def __init__(self, nodes: list[NodeConf], online: bool) -> None:
         self._nodes = nodes
-        self._model = _remembered(lambda conf: resolve_model(conf, online=online))
+        self._online = online
+        self._models: dict[str, ResolvedModel] = {}
         self._text = functools.cache(lambda source, path, split: resolve_text(source, path, split=split, online=online))
         self._checked: set[str] = set()
 
     def cell(self, point: Point) -> Cell:
-        model: ResolvedModel = self._model(point.config.model)
+        model = self._model(point.config.model)
         config, notes = _effective(point.config, model, device(self._nodes, point.config.numerics.device))
         calibration = self._text(config.calibration.source, config.calibration.path, "train")
         texts = self._texts(config.suite)
@@ -85,6 +81,11 @@ class _Resolver:
             notes=notes,
         )
 
+    def _model(self, conf: ModelConf) -> ResolvedModel:
+        if repr(conf) not in self._models:
+            self._models[repr(conf)] = resolve_model(conf, online=self._online)
+        return self._models[repr(conf)]
+
     def _texts(self, suite: SuiteConf) -> dict[str, TextRef]:
         texts = {task: self._text(text.source, text.path, "test") for task, text in suite.perplexity.items()}
         if suite.task_path is not None:
@@ -92,9 +93,7 @@ class _Resolver:
             texts["tasks"] = TextRef("tasks", str(directory), _directory_hash(directory))
         return texts
 
-    def _check(
-        self, config: CellConf, model: ResolvedModel, calibration: TextRef, texts: dict[str, TextRef]
-    ) -> None:
+    def _check(self, config: CellConf, model: ResolvedModel, calibration: TextRef, texts: dict[str, TextRef]) -> None:
         problems = illegal(config)
         if not isinstance(config.scheme, FloatScheme):
             problem = group_size_problem(model.ref.architecture, model.shape, config.scheme.group_size)
@@ -111,26 +110,15 @@ class _Resolver:
         self._checked.add(checked)
 
 
-def _remembered(function: Callable[[T], R]) -> Callable[[T], R]:
-    """A cache keyed by what the argument says, for dataclasses that are not hashable."""
-    known: dict[str, R] = {}
-
-    def call(argument: T) -> R:
-        key = repr(argument)
-        if key not in known:
-            known[key] = function(argument)
-        return known[key]
-
-    return call
-
-
 def _effective(config: CellConf, model: ResolvedModel, device_name: str) -> tuple[CellConf, tuple[str, ...]]:
     """Windows no longer than the model's context, and said so; the device the numbers will come from."""
     context = model.shape.max_position_embeddings
     notes = []
     calibration, suite = config.calibration, config.suite
     if calibration.source != "tokens" and calibration.sequence_length > context:
-        notes.append(f"calibration.sequence_length {calibration.sequence_length} -> {context}, {model.ref.name}'s context")
+        notes.append(
+            f"calibration.sequence_length {calibration.sequence_length} -> {context}, {model.ref.name}'s context"
+        )
         calibration = replace(calibration, sequence_length=context)
     if suite.sequence_length > context:
         notes.append(f"suite.sequence_length {suite.sequence_length} -> {context}, {model.ref.name}'s context")

@@ -49,7 +49,9 @@ def run(
         if close_abandoned(cells, storage.states(cells)):
             console.print("an earlier driver went down in this sweep; its open cells run again", highlight=False)
         states = storage.states(cells)
-        todo = [c for c in cells if states[c.key].status in _also_lost(statuses, states[c.key]) and chosen(c, states[c.key])]
+        todo = [
+            c for c in cells if states[c.key].status in _also_lost(statuses, states[c.key]) and chosen(c, states[c.key])
+        ]
         if todo:
             tracker = open_tracker(sweep)
             try:

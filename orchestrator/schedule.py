@@ -339,7 +339,12 @@ class Schedule:
                     wanted.setdefault(key, cell)
         return [
             _Request(
-                0 if c.job.is_baseline else 2, c.job.quantize_seconds, self._order[c.job.key], self._placement(c), c, None
+                0 if c.job.is_baseline else 2,
+                c.job.quantize_seconds,
+                self._order[c.job.key],
+                self._placement(c),
+                c,
+                None,
             )
             for c in wanted.values()
         ]

@@ -5,7 +5,6 @@ The only module that imports ray. Ray's own retries are off: each attempt is a r
 
 import logging
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -316,7 +315,8 @@ def _local_resources(cluster: ClusterConf) -> dict[str, Any]:
         return {}
     if len(cluster.nodes) != 1 or cluster.nodes[0].count != 1:
         raise PrerequisiteError(
-            f"cluster={cluster.name} describes several nodes, for planning; to run there: cluster=ray cluster.address=..."
+            f"cluster={cluster.name} describes several nodes, for planning; to run there: "
+            "cluster=ray cluster.address=<host:port>"
         )
     node = cluster.nodes[0]
     return {"num_cpus": node.num_cpus, "num_gpus": node.num_gpus}

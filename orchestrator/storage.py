@@ -1,10 +1,11 @@
 """The storage root that every node sees: checkpoints, attempts, leases. It is the truth; everything else is a view.
 
-    checkpoints/<quantize_key>/     finished checkpoints, the manifest being the commit
-    attempts/<key>-<number>/        one try at a cell: cell.json, log.txt, quantize.json, and result.json when it ended
-    leases/<sweep>.json             which driver works on a sweep
+checkpoints/<quantize_key>/     finished checkpoints, the manifest being the commit
+attempts/<key>-<number>/        one try at a cell: cell.json, log.txt, quantize.json, and result.json when it ended
+leases/<sweep>.json             which driver works on a sweep
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -59,8 +60,9 @@ class Storage:
             for name in ("checkpoints", "attempts", "leases"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise PrerequisiteError(f"storage {root}: {error.strerror}; give a directory that can be written: "
-                                    "cluster.storage=<directory>") from error
+            raise PrerequisiteError(
+                f"storage {root}: {error.strerror}; give a directory that can be written: cluster.storage=<directory>"
+            ) from error
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -127,10 +129,8 @@ def end_attempt(directory: Path, cell: Cell, status: CellStatus, failure: Failur
     )
     temporary = directory / f".result.{os.getpid()}"
     temporary.write_text(to_json(result), encoding="utf-8")
-    try:
+    with contextlib.suppress(FileExistsError):
         os.link(temporary, directory / "result.json")
-    except FileExistsError:
-        pass
     temporary.unlink()
     written = read_result(directory)
     assert written is not None
@@ -196,8 +196,8 @@ class Lease:
         alive = psutil.pid_exists(holder["pid"]) if here else time.time() - holder["heartbeat"] < STALE_SECONDS
         if alive:
             raise LockedError(
-                f"sweep {self._path.stem} is being driven by process {holder['pid']} on {holder['host']}; wait for it, or "
-                "stop it there (Ctrl-C) and run the same command again"
+                f"sweep {self._path.stem} is being driven by process {holder['pid']} on {holder['host']}; wait for it, "
+                "or stop it there (Ctrl-C) and run the same command again"
             )
 
     def _beat(self) -> None:

@@ -162,5 +162,3 @@ def _written(value: Any) -> str:
     if isinstance(value, str) and not re.fullmatch(r"[\w./:+-]+", value):
         return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
     return str(value)
-
-

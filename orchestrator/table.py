@@ -15,7 +15,10 @@ from workers.api import EvaluateResult, Manifest
 def cells_table(
     cells: list[Cell], states: dict[str, CellState], storage: Storage, run_ids: dict[str, str]
 ) -> pd.DataFrame:
-    """One row per cell: `COLUMNS`, then the metrics in the suite's order, texts before tasks. run_ids: attempt -> MLflow run."""
+    """One row per cell: `COLUMNS`, then the metrics in the suite's order, texts before tasks.
+
+    run_ids: attempt -> MLflow run.
+    """
     manifests = {key: storage.manifest(key) for key in {cell.quantize_key for cell in cells}}
     rows = [_row(cell, states[cell.key], manifests[cell.quantize_key], run_ids) for cell in cells]
     metrics = list(dict.fromkeys(name for row in rows for name in row if name not in COLUMNS))

@@ -1,7 +1,7 @@
 """MLflow, as a view of the storage: the only module that imports mlflow.
 
-A sweep is a parent run, each attempt at a cell a child run. Everything shown is read from attempts/ and checkpoints/, so
-`sync` can rebuild it at any time; what is already there is found by its tags and left alone.
+A sweep is a parent run, each attempt at a cell a child run. Everything shown is read from attempts/ and checkpoints/,
+so `sync` can rebuild it at any time; what is already there is found by its tags and left alone.
 """
 
 import json

@@ -73,8 +73,10 @@ def print_status(console: Console, name: str, cells: list[Cell], states: dict[st
     for cell in cells:
         attempts = states[cell.key].attempts
         if len(attempts) > 1:
-            tries = [a.result.failure.kind if a.result and a.result.failure else a.result.status if a.result else "open"
-                     for a in attempts]
+            tries = [
+                a.result.failure.kind if a.result and a.result.failure else a.result.status if a.result else "open"
+                for a in attempts
+            ]
             console.print(f"{cell.label}: attempts {' -> '.join(map(str, tries))}", highlight=False)
 
 

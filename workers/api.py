@@ -53,7 +53,10 @@ class ModelRef:
 
 @dataclass(frozen=True)
 class TextRef:
-    """A resolved text. location is a local file, or null for the hub's copy; fingerprint is its content hash or commit."""
+    """A resolved text.
+
+    location is a local file, or null for the hub's copy; fingerprint is its content hash, or the commit.
+    """
 
     source: str
     location: str | None
@@ -106,8 +109,8 @@ class LayerReport:
 class Canary:
     """Eight prompts that travel with a checkpoint.
 
-    tokens: [prompts][length] token ids. reference, quantized: [prompts][length - 1] natural-log probabilities of the next
-    token, float32 compute, before and after quantization.
+    tokens: [prompts][length] token ids. reference, quantized: [prompts][length - 1] natural-log probabilities of the
+    next token, float32 compute, before and after quantization.
     """
 
     tokens: list[list[int]]

@@ -41,7 +41,9 @@ class CheckpointReader:
         by_file: dict[str, list[str]] = {}
         for name in names:
             if name not in self.files:
-                raise BadInputError(f"{self.directory}: no tensor `{name}`; is this the architecture its config.json says?")
+                raise BadInputError(
+                    f"{self.directory}: no tensor `{name}`; is this the architecture its config.json says?"
+                )
             by_file.setdefault(self.files[name], []).append(name)
         tensors: dict[str, torch.Tensor] = {}
         for file, wanted in by_file.items():
@@ -69,8 +71,10 @@ def _tensor_files(directory: Path) -> dict[str, str]:
         for file in sorted(set(files.values())):
             if not (directory / file).exists():
                 lost = [name for name, f in files.items() if f == file]
-                raise BadInputError(f"{directory / file}: shard is missing; the index places {len(lost)} tensors in it, "
-                                    f"first `{lost[0]}`; copy or download it again")
+                raise BadInputError(
+                    f"{directory / file}: shard is missing; the index places {len(lost)} tensors in it, "
+                    f"first `{lost[0]}`; copy or download it again"
+                )
         return files
     single = directory / SINGLE
     if not single.exists():

@@ -114,9 +114,7 @@ def classify(stage: str, error: BaseException) -> Failure:
     )
 
 
-def _fail(
-    directory: Path, result: AttemptResult, stage: str, error: Exception, capture_output: bool
-) -> Failure:
+def _fail(directory: Path, result: AttemptResult, stage: str, error: Exception, capture_output: bool) -> Failure:
     if not capture_output:
         raise error
     failure = classify(stage, error)
@@ -124,9 +122,7 @@ def _fail(
     quantize = _quantize_result(directory)
     _write(
         directory / "result.json",
-        to_json(
-            AttemptResult(result.evaluate_key, result.quantize_key, "FAILED", failure=failure, quantize=quantize)
-        ),
+        to_json(AttemptResult(result.evaluate_key, result.quantize_key, "FAILED", failure=failure, quantize=quantize)),
     )
     if failure.kind in FATAL_KINDS:
         os._exit(EXIT_CODE)

@@ -71,9 +71,7 @@ def scheme_of(directory: Path) -> UniformScheme | None:
     if config is None:
         return None
     weights = config["config_groups"]["group_0"]["weights"]
-    return UniformScheme(
-        bits=weights["num_bits"], group_size=weights.get("group_size"), symmetric=weights["symmetric"]
-    )
+    return UniformScheme(bits=weights["num_bits"], group_size=weights.get("group_size"), symmetric=weights["symmetric"])
 
 
 def copy_beside(source: Path, destination: Path, quantization: dict[str, Any] | None) -> None:
@@ -105,7 +103,9 @@ def write_dense(packed: Path, destination: Path, dtype: str) -> None:
     assert (destination / INDEX).exists()
 
 
-def _dense_tensors(stored: Mapping[str, torch.Tensor], scheme: UniformScheme, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def _dense_tensors(
+    stored: Mapping[str, torch.Tensor], scheme: UniformScheme, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
     linears = {name.removesuffix(f".{PACKED}") for name in stored if name.endswith(f".{PACKED}")}
     dense: dict[str, torch.Tensor] = {}
     for name, tensor in stored.items():
@@ -118,5 +118,3 @@ def _dense_tensors(stored: Mapping[str, torch.Tensor], scheme: UniformScheme, dt
         elif not part.startswith("weight_"):
             dense[name] = tensor.to(dtype)
     return dense
-
-

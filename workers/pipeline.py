@@ -83,7 +83,7 @@ def quantize(request: QuantizeRequest) -> Manifest:
         quantized=stream.log_probabilities(streams.quantized, canary).tolist(),
     )
     if is_baseline(request.method):
-        files, num_bytes, weight_format = {}, stream.reader.num_bytes(), "source"
+        files, num_bytes, weight_format = dict[str, str](), stream.reader.num_bytes(), "source"
     else:
         _refuse_no_op(reports, finished)
         files, num_bytes = _complete(request, stream, source, unfinished)

@@ -103,7 +103,7 @@ class BlockStream:
 
     @torch.no_grad()
     def first_inputs(self, windows: torch.Tensor) -> tuple[list[torch.Tensor], dict[str, Any]]:
-        """Inputs of block 0 for windows [n, L] of token ids: batches [b, L, hidden] on the host, and the block's kwargs.
+        """Inputs of block 0 for windows [n, L] of token ids: batches [b, L, hidden] on the host, and its kwargs.
 
         The kwargs (mask, positions, rotary tables) are the same for every batch: all windows have one length and no
         padding, so they are kept for a batch of one and broadcast.
