@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from conf.schema import ClusterConf
 from orchestrator.cell import Cell, CellStatus
-from orchestrator.progress import SweepProgress
-from orchestrator.schedule import (
+from orchestrator.events import (
     Action,
     AttemptEnded,
     CellSucceeded,
@@ -19,13 +18,14 @@ from orchestrator.schedule import (
     Job,
     NodesChanged,
     QuantizeEnded,
-    Schedule,
     StartEvaluate,
     StartHost,
     StartQuantize,
     StopHost,
     Tick,
 )
+from orchestrator.progress import SweepProgress
+from orchestrator.schedule import Schedule
 from orchestrator.scheduler import Scheduler
 from orchestrator.storage import Attempt, CellState, Storage, end_attempt, lost, read_result
 from workers.api import EvaluateRequest, Failure, FailureKind, QuantizeRequest

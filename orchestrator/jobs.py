@@ -4,6 +4,7 @@ from conf.errors import ConfigError
 from conf.schema import NodeConf
 from orchestrator.cell import Cell
 from orchestrator.cost_model import evaluate_cost, quantize_cost
+from orchestrator.events import Job
 from orchestrator.placement import (
     NoPlacement,
     Placement,
@@ -13,7 +14,6 @@ from orchestrator.placement import (
     tensor_parallel_sizes,
 )
 from orchestrator.retry import Ladder
-from orchestrator.schedule import Job
 from workers.methods.registry import is_baseline
 
 

@@ -107,6 +107,11 @@ class _Resolver:
         tokenizer = tokenizer if tokenizer and tokenizer.exists() else None
         check_calibration(config.calibration, calibration, tokenizer)
         check_suite(config.suite, {k: v for k, v in texts.items() if k != "tasks"}, tokenizer)
+        if self._online and config.suite.tasks:
+            from workers.harness import check_tasks  # seconds, where a task is one of the harness's thousands
+
+            own = texts["tasks"].location if "tasks" in texts else None
+            check_tasks(config.suite.tasks, Path(own) if own else None)
         self._checked.add(checked)
 
 

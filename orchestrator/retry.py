@@ -27,15 +27,17 @@ class GiveUp:
 
 
 def decide(failures: Sequence[Failure], ladder: Ladder) -> Retry | GiveUp:
-    """Decide on the last failure. OUT_OF_MEMORY climbs the ladder; TRANSIENT backs off, doubling; a lost worker is
-    tried at most twice more; everything else would fail the same way again.
+    """Decide on the last of a cell's failures; the ladder is that of the stage it happened in.
+
+    OUT_OF_MEMORY climbs the ladder at once. TRANSIENT and WORKER_LOST have their numbers of retries, over both stages,
+    and back off, doubling: a hub recovers, and a node that died is known to be gone. Everything else would fail the
+    same way again.
     """
     last = failures[-1]
-    count = sum(f.kind is last.kind and f.stage == last.stage for f in failures)
     if last.kind is FailureKind.OUT_OF_MEMORY:
-        if count < len(ladder):
-            return Retry(0.0)
-        return GiveUp("no larger placement in this cluster")
+        rungs_tried = sum(f.kind is last.kind and f.stage == last.stage for f in failures)
+        return Retry(0.0) if rungs_tried < len(ladder) else GiveUp("no larger placement in this cluster")
+    count = sum(f.kind is last.kind for f in failures)
     if count <= MAX_RETRIES.get(last.kind, 0):
-        return Retry(FIRST_DELAY_SECONDS * 2 ** (count - 1) if last.kind is FailureKind.TRANSIENT else 0.0)
+        return Retry(FIRST_DELAY_SECONDS * 2 ** (count - 1))
     return GiveUp(f"{last.kind} is not retried" if count == 1 else f"{last.kind} {count} times")

@@ -1,461 +1,373 @@
 """Which stage runs where, and when: (state, event) -> actions. No clock, no Ray, no files.
 
 The driver owns the queue. Order: 16-bit baselines first, then engines whose model has nothing left to quantize, then
-quantization, then engines whose model will still get more cells; longest first within each. The first request that fits
-nowhere reserves the node that can take it, so that small cells cannot starve one that needs several GPUs. An idle
-engine host is given back as soon as a queued request does not fit beside it, and always after `idle_seconds`.
+quantization, then engines whose model will still get more cells; within each the largest first, then the longest.
+
+The first request that fits nowhere reserves the node that is nearest to having room: nothing behind it starts there and
+smaller hosts there get no more cells, so that small cells cannot starve one that needs several GPUs. An engine host
+without waiting cells is given back as soon as a queued request does not fit beside it, and always after `idle_seconds`.
 """
 
-import enum
-from collections import defaultdict
+import heapq
+from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
+from orchestrator.capacity import Capacity
+from orchestrator.events import (
+    Action,
+    AttemptEnded,
+    CellSucceeded,
+    EvaluateEnded,
+    Event,
+    Job,
+    NodesChanged,
+    QuantizeEnded,
+    Stage,
+    StartEvaluate,
+    StartHost,
+    StartQuantize,
+    StopHost,
+    Tick,
+)
 from orchestrator.placement import Placement
 from orchestrator.retry import GiveUp, Ladder, Retry, decide
 from workers.api import Failure, FailureKind
 
 HOST_START_SECONDS = 60.0  # a second host for one model must have at least this much waiting work
+HOMELESS_SECONDS = 600.0  # how long work waits for a node that is large enough
+SUSPECT_KINDS = (FailureKind.ENGINE, FailureKind.INTERNAL)  # after these a host's state is not trusted
+
+Kind = tuple[str | None, Placement]  # what work asks for: a host of which host_key (null for quantize), and how large
 
 
-@dataclass(frozen=True)
-class Node:
-    """What a node of the cluster offers."""
+@dataclass(eq=False)
+class _Work:
+    """A stage to run, as an attempt of the first of its cells. cells: who waits for it, in grid order.
 
-    id: str
-    num_gpus: float
-    num_cpus: float
-    memory_gib: float
-
-
-@dataclass(frozen=True)
-class Job:
-    """What scheduling must know of a cell. host_key: cells with the same one can share a warm engine.
-
-    The ladders hold the placement to begin with and the larger ones to try after running out of memory.
+    A checkpoint is made once for all cells that share it; an evaluation is for one cell.
     """
 
-    key: str
-    quantize_key: str
-    host_key: str
-    quantize: Ladder
-    evaluate: Ladder
-    quantize_seconds: float
-    evaluate_seconds: float
-    is_baseline: bool
-    checkpoint_ready: bool
+    stage: Stage
+    cells: list[Job]
+
+    @property
+    def key(self) -> str:
+        return self.cells[0].key
+
+    @property
+    def ladder(self) -> Ladder:
+        return self.cells[0].quantize if self.stage is Stage.QUANTIZE else self.cells[0].evaluate
+
+    @property
+    def seconds(self) -> float:
+        job = self.cells[0]
+        return job.quantize_seconds if self.stage is Stage.QUANTIZE else job.evaluate_seconds
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.cells[0].is_baseline
+
+    @property
+    def host_key(self) -> str | None:
+        return None if self.stage is Stage.QUANTIZE else self.cells[0].host_key
 
 
-class Stage(enum.StrEnum):
-    """The two stages of a cell."""
+@dataclass(eq=False)
+class _Queue:
+    """Waiting work of one kind: baselines first, then the longest, then as in the grid."""
 
-    QUANTIZE = "quantize"
-    EVALUATE = "evaluate"
+    kind: Kind
+    heap: list[tuple[bool, float, int, _Work]] = field(default_factory=list)
+    seconds: float = 0.0
 
+    @property
+    def head(self) -> _Work:
+        return self.heap[0][-1]
 
-# --- events ----------------------------------------------------------------------------------------------------------
+    @property
+    def head_order(self) -> int:
+        return self.heap[0][2]
 
+    def push(self, work: _Work, order: int) -> None:
+        heapq.heappush(self.heap, (not work.is_baseline, -work.seconds, order, work))
+        self.seconds += work.seconds
 
-@dataclass(frozen=True)
-class NodesChanged:
-    """The cluster as it is now."""
-
-    nodes: tuple[Node, ...]
-
-
-@dataclass(frozen=True)
-class QuantizeEnded:
-    """A quantize stage came back; failure is null when the checkpoint is there."""
-
-    key: str
-    failure: Failure | None
-
-
-@dataclass(frozen=True)
-class EvaluateEnded:
-    """An evaluation came back. host_alive is False when the host went down with it."""
-
-    key: str
-    host_id: str
-    failure: Failure | None
-    host_alive: bool = True
+    def pop(self) -> _Work:
+        work = heapq.heappop(self.heap)[-1]
+        self.seconds -= work.seconds
+        return work
 
 
-@dataclass(frozen=True)
-class Tick:
-    """Time has passed. now: seconds on any clock that only goes forward."""
-
-    now: float
-
-
-Event = NodesChanged | QuantizeEnded | EvaluateEnded | Tick
-
-
-# --- actions ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class StartQuantize:
-    """Run the quantize stage of a cell."""
-
-    key: str
-    placement: Placement
-    node_id: str
-
-
-@dataclass(frozen=True)
-class StartHost:
-    """Start an engine host."""
-
-    host_id: str
-    host_key: str
-    placement: Placement
-    node_id: str
-
-
-@dataclass(frozen=True)
-class StartEvaluate:
-    """Score a cell on a host."""
-
-    key: str
-    host_id: str
-
-
-@dataclass(frozen=True)
-class StopHost:
-    """Give an engine host's resources back."""
-
-    host_id: str
-
-
-@dataclass(frozen=True)
-class AttemptEnded:
-    """An attempt failed. final: no further one follows."""
-
-    key: str
-    failure: Failure
-    final: bool
-
-
-@dataclass(frozen=True)
-class CellSucceeded:
-    """The cell is done."""
-
-    key: str
-
-
-Action = StartQuantize | StartHost | StartEvaluate | StopHost | AttemptEnded | CellSucceeded
-
-
-# --- state -----------------------------------------------------------------------------------------------------------
-
-
-class _Phase(enum.Enum):
-    QUEUED = "queued"
-    RUNNING = "running"
-    ENDED = "ended"
-
-
-@dataclass
-class _Cell:
-    job: Job
-    phase: _Phase = _Phase.QUEUED
-    stage: Stage = Stage.QUANTIZE
-    failures: list[Failure] = field(default_factory=list)
-    not_before: float = 0.0
-
-
-@dataclass
+@dataclass(eq=False)
 class _Host:
+    """An engine host. work: what it scores now. lost: its node went away; it only waits for the end of its work."""
+
     host_id: str
-    host_key: str
-    placement: Placement
+    kind: Kind
     node_id: str
-    cell: str | None = None
+    work: _Work | None = None
     idle_since: float = 0.0
+    lost: bool = False
 
 
 @dataclass(frozen=True)
-class _Request:
-    rank: int
-    seconds: float
-    order: int
+class _Reservation:
+    """A node kept for the first request that fitted nowhere, and what that needs."""
+
+    node_id: str
     placement: Placement
-    cell: _Cell
-    host_key: str | None  # null for a quantize request
 
 
 class Schedule:
     """The state of a sweep's queue. `handle` is its only way in; equal events give equal actions."""
 
     def __init__(self, jobs: Iterable[Job], *, idle_seconds: float) -> None:
-        self._cells = {job.key: _Cell(job, stage=_first_stage(job)) for job in jobs}
-        self._order = {key: i for i, key in enumerate(self._cells)}
-        self._ready = {job.job.quantize_key for job in self._cells.values() if job.job.checkpoint_ready}
-        self._making: dict[str, str] = {}  # quantize_key -> cell at work on it
-        self._tasks: dict[str, tuple[Placement, str]] = {}  # cell -> placement and node of its quantize task
-        self._hosts: dict[str, _Host] = {}
-        self._nodes: dict[str, Node] = {}
         self._idle_seconds = idle_seconds
-        self._num_hosts_started = 0
         self._now = 0.0
+        self._capacity = Capacity()
+        self._queues: dict[Kind, _Queue] = {}  # none of them empty
+        self._delayed: list[tuple[float, int, _Work]] = []  # a heap: not before when
+        self._tasks: dict[str, tuple[_Work, str]] = {}  # key -> quantize work and its node
+        self._hosts: dict[str, _Host] = {}
+        self._failures: defaultdict[str, list[Failure]] = defaultdict(list)  # by the cell whose attempt it was
+        self._homeless: dict[Placement, float] = {}  # placements no node is large enough for, and since when
+        self._unmade: Counter[str] = Counter()  # host_key -> its cells that still wait for a checkpoint
+        self._num_hosts_started = 0
+        cells = list(jobs)
+        self._order = {job.key: i for i, job in enumerate(cells)}
+        self._num_open = len(cells)
+        self._enqueue_first(cells)
 
     @property
     def finished(self) -> bool:
         """Whether every cell has ended and every host is gone."""
-        return all(c.phase is _Phase.ENDED for c in self._cells.values()) and not self._hosts
+        return not self._num_open and not self._hosts
 
     @property
     def num_running(self) -> int:
-        return sum(c.phase is _Phase.RUNNING for c in self._cells.values())
+        """Stages at work."""
+        return len(self._tasks) + sum(host.work is not None for host in self._hosts.values())
 
     def handle(self, event: Event) -> list[Action]:
-        """Take an event and say what to do next."""
+        """Take an event and say what to do next. Every start is answered by exactly one end."""
         actions: list[Action] = []
         match event:
             case NodesChanged(nodes):
-                self._nodes = {node.id: node for node in nodes}
+                self._capacity.set_nodes(nodes)
+                self._drop_lost_hosts(actions)
             case QuantizeEnded(key, failure):
-                self._quantize_ended(self._cells[key], failure, actions)
+                self._quantize_ended(key, failure, actions)
             case EvaluateEnded():
                 self._evaluate_ended(event, actions)
             case Tick(now):
                 self._now = max(self._now, now)
+                while self._delayed and self._delayed[0][0] <= self._now:
+                    self._enqueue(heapq.heappop(self._delayed)[-1])
         self._dispatch(actions)
         return actions
 
-    # --- ends --------------------------------------------------------------------------------------------------------
+    # --- work --------------------------------------------------------------------------------------------------------
 
-    def _quantize_ended(self, cell: _Cell, failure: Failure | None, actions: list[Action]) -> None:
-        key = cell.job.quantize_key
-        del self._tasks[cell.job.key], self._making[key]
+    def _enqueue_first(self, cells: list[Job]) -> None:
+        ready = {job.quantize_key for job in cells if job.checkpoint_ready}
+        waiting: defaultdict[str, list[Job]] = defaultdict(list)
+        for job in cells:
+            if job.quantize_key in ready:
+                self._enqueue(_Work(Stage.EVALUATE, [job]))
+            else:
+                self._unmade[job.host_key] += 1
+                waiting[job.quantize_key].append(job)
+        for sharing in waiting.values():
+            self._enqueue(_Work(Stage.QUANTIZE, sharing))
+
+    def _enqueue(self, work: _Work) -> None:
+        kind = (work.host_key, self._placement(work))
+        self._queues.setdefault(kind, _Queue(kind)).push(work, self._order[work.key])
+
+    def _placement(self, work: _Work) -> Placement:
+        """One rung up for each time this stage ran out of memory."""
+        failures = self._failures[work.key]
+        rung = sum(f.kind is FailureKind.OUT_OF_MEMORY and f.stage == work.stage for f in failures)
+        return work.ladder[rung]
+
+    def _quantize_ended(self, key: str, failure: Failure | None, actions: list[Action]) -> None:
+        work, node_id = self._tasks.pop(key)
+        self._capacity.release(key, node_id)
         if failure is not None:
-            self._failed(cell, failure, actions)
+            self._failed(work, failure, actions)
             return
-        self._ready.add(key)
-        cell.stage, cell.phase = Stage.EVALUATE, _Phase.QUEUED
+        for job in work.cells:
+            self._unmade[job.host_key] -= 1
+            self._enqueue(_Work(Stage.EVALUATE, [job]))
 
     def _evaluate_ended(self, event: EvaluateEnded, actions: list[Action]) -> None:
-        cell, host = self._cells[event.key], self._hosts[event.host_id]
-        host.cell, host.idle_since = None, self._now
-        if not event.host_alive:
+        host = self._hosts[event.host_id]
+        work, host.work, host.idle_since = host.work, None, self._now
+        assert work is not None and work.key == event.key, f"{event} answers no start"
+        suspect = event.failure is not None and event.failure.kind in SUSPECT_KINDS
+        if host.lost or suspect or not event.host_alive:
             self._stop(host, actions)
         if event.failure is not None:
-            self._failed(cell, event.failure, actions)
+            self._failed(work, event.failure, actions)
             return
-        cell.phase = _Phase.ENDED
-        actions.append(CellSucceeded(cell.job.key))
+        self._num_open -= 1
+        actions.append(CellSucceeded(work.key))
 
-    def _failed(self, cell: _Cell, failure: Failure, actions: list[Action]) -> None:
-        cell.failures.append(failure)
-        match decide(cell.failures, self._ladder(cell)):
+    def _failed(self, work: _Work, failure: Failure, actions: list[Action]) -> None:
+        self._failures[work.key].append(failure)
+        match decide(self._failures[work.key], work.ladder):
             case Retry(delay_seconds=delay):
-                actions.append(AttemptEnded(cell.job.key, failure, final=False))
-                cell.not_before = self._now + delay
-                cell.phase, cell.stage = _Phase.QUEUED, self._stage_now(cell)
+                actions.append(AttemptEnded(work.key, failure, final=False))
+                if delay > 0:
+                    heapq.heappush(self._delayed, (self._now + delay, self._order[work.key], work))
+                else:
+                    self._enqueue(work)
             case GiveUp():
-                self._give_up(cell, failure, actions)
+                self._give_up(work, failure, actions)
 
-    def _give_up(self, cell: _Cell, failure: Failure, actions: list[Action]) -> None:
-        """End the cell, and with it every cell that waits for the same checkpoint."""
-        hopeless = [cell]
-        if cell.stage is Stage.QUANTIZE:
-            hopeless += [
-                c
-                for c in self._cells.values()
-                if c is not cell and c.phase is _Phase.QUEUED and c.job.quantize_key == cell.job.quantize_key
-            ]
-        for one in hopeless:
-            one.phase = _Phase.ENDED
-            actions.append(AttemptEnded(one.job.key, failure, final=True))
-
-    def _stage_now(self, cell: _Cell) -> Stage:
-        return Stage.EVALUATE if cell.job.quantize_key in self._ready else Stage.QUANTIZE
-
-    def _ladder(self, cell: _Cell) -> Ladder:
-        return cell.job.quantize if cell.stage is Stage.QUANTIZE else cell.job.evaluate
-
-    def _placement(self, cell: _Cell) -> Placement:
-        """One rung up for each time this stage ran out of memory."""
-        ladder = self._ladder(cell)
-        stage = cell.stage.value
-        rung = sum(f.kind is FailureKind.OUT_OF_MEMORY and f.stage == stage for f in cell.failures)
-        return ladder[min(rung, len(ladder) - 1)]
+    def _give_up(self, work: _Work, failure: Failure, actions: list[Action]) -> None:
+        """End the work's cells: those that wait for one checkpoint fail together."""
+        for job in work.cells:
+            self._num_open -= 1
+            if work.stage is Stage.QUANTIZE:
+                self._unmade[job.host_key] -= 1
+            actions.append(AttemptEnded(job.key, failure, final=True))
 
     # --- dispatch ----------------------------------------------------------------------------------------------------
 
     def _dispatch(self, actions: list[Action]) -> None:
-        self._feed_idle_hosts(actions)
-        free = self._free()
-        reserved: str | None = None
-        for request in self._requests():
-            node = _best_fit(request.placement, free, reserved)
-            while node is None and (host := self._superfluous_host(request)) is not None:
-                self._stop(host, actions)
-                _give(free, host.node_id, host.placement)
-                node = _best_fit(request.placement, free, reserved)
-            if node is not None:
-                _take(free, node, request.placement)
-                self._start(request, node, actions)
-            elif reserved is None:
-                reserved = self._node_to_reserve(request.placement, free)
+        """Serve the queues in order, one head at a time, until nothing more fits."""
+        in_order = [(self._precedence(queue), kind) for kind, queue in self._queues.items()]
+        heapq.heapify(in_order)
+        reservation: _Reservation | None = None
+        unfit: set[Placement] = set()  # what this pass has found no room for, it will not find room for
+        while in_order:
+            _, kind = heapq.heappop(in_order)
+            queue, placement = self._queues[kind], kind[1]
+            if (host := self._idle_host(kind, reservation)) is not None:
+                self._evaluate(queue.pop(), host, actions)
+            elif placement in unfit or not self._wants_node(queue):
+                continue
+            elif (node_id := self._room_for(placement, reservation, actions)) is not None:
+                self._start(queue.pop(), kind, node_id, actions)
+            else:
+                unfit.add(placement)
+                reservation = reservation or self._reserve(placement)
+                continue
+            if queue.heap:
+                heapq.heappush(in_order, (self._precedence(queue), kind))
+            else:
+                del self._queues[kind]
+        self._give_up_homeless(actions)
         self._release_idle_hosts(actions)
 
-    def _feed_idle_hosts(self, actions: list[Action]) -> None:
-        for host in [h for h in self._hosts.values() if h.cell is None]:
-            ready = [c for c in self._evaluable() if self._fits_host(c, host)]
-            if ready:
-                self._evaluate(min(ready, key=self._evaluation_order), host, actions)
+    def _precedence(self, queue: _Queue) -> tuple[float, ...]:
+        host_key, placement = queue.kind
+        if queue.head.is_baseline:
+            rank = 0
+        elif host_key is None:
+            rank = 2
+        else:
+            rank = 3 if self._unmade[host_key] else 1
+        num_gpus, memory_gib = _size(placement)
+        seconds = queue.head.seconds if host_key is None else queue.seconds
+        return (rank, -num_gpus, -memory_gib, -seconds, queue.head_order)
 
-    def _evaluation_order(self, cell: _Cell) -> tuple[bool, float, int]:
-        return (not cell.job.is_baseline, -cell.job.evaluate_seconds, self._order[cell.job.key])
+    def _idle_host(self, kind: Kind, reservation: _Reservation | None) -> _Host | None:
+        """A warm host of this kind, unless it stands where something larger waits for room."""
+        kept = None
+        if reservation is not None and _size(reservation.placement) > _size(kind[1]):
+            kept = reservation.node_id
+        idle = (h for h in self._hosts.values() if h.kind == kind and h.work is None and h.node_id != kept)
+        return next(idle, None)
 
-    def _fits_host(self, cell: _Cell, host: _Host) -> bool:
-        """A cell that ran out of memory needs a larger host than the one it had."""
-        return cell.job.host_key == host.host_key and self._placement(cell) == host.placement
+    def _wants_node(self, queue: _Queue) -> bool:
+        """Quantization does; an engine, where it has a host already, only when another is worth its start."""
+        if queue.kind[0] is None:
+            return True
+        running = sum(host.kind == queue.kind and not host.lost for host in self._hosts.values())
+        return not running or queue.seconds / (running + 1) >= HOST_START_SECONDS
 
-    def _evaluable(self) -> list[_Cell]:
-        """Queued cells whose checkpoint is there."""
-        found = []
-        for cell in self._cells.values():
-            if cell.phase is _Phase.QUEUED and cell.not_before <= self._now:
-                if cell.stage is Stage.QUANTIZE and cell.job.quantize_key in self._ready:
-                    cell.stage = Stage.EVALUATE
-                if cell.stage is Stage.EVALUATE:
-                    found.append(cell)
-        return found
-
-    def _requests(self) -> list[_Request]:
-        """Everything that wants resources now, in the order in which it may take them."""
-        requests = [*self._quantize_requests(), *self._host_requests()]
-        return sorted(requests, key=lambda r: (r.rank, -r.seconds, r.order))
-
-    def _quantize_requests(self) -> list[_Request]:
-        wanted: dict[str, _Cell] = {}
-        for cell in self._cells.values():
-            if cell.phase is _Phase.QUEUED and cell.stage is Stage.QUANTIZE and cell.not_before <= self._now:
-                key = cell.job.quantize_key
-                if key not in self._making and key not in self._ready:
-                    wanted.setdefault(key, cell)
-        return [
-            _Request(
-                0 if c.job.is_baseline else 2,
-                c.job.quantize_seconds,
-                self._order[c.job.key],
-                self._placement(c),
-                c,
-                None,
-            )
-            for c in wanted.values()
-        ]
-
-    def _host_requests(self) -> list[_Request]:
-        unfinished = {
-            c.job.host_key
-            for c in self._cells.values()
-            if c.phase is not _Phase.ENDED and c.stage is Stage.QUANTIZE and not c.job.is_baseline
-        }
-        waiting: dict[tuple[str, Placement], list[_Cell]] = defaultdict(list)
-        for cell in self._evaluable():
-            waiting[cell.job.host_key, self._placement(cell)].append(cell)
-        requests = []
-        for (host_key, placement), cells in waiting.items():
-            seconds = sum(c.job.evaluate_seconds for c in cells)
-            running = sum(h.host_key == host_key and h.placement == placement for h in self._hosts.values())
-            if running and seconds / (running + 1) < HOST_START_SECONDS:
-                continue
-            first = min(cells, key=self._evaluation_order)
-            rank = 0 if first.job.is_baseline else 3 if host_key in unfinished else 1
-            requests.append(_Request(rank, seconds, self._order[first.job.key], placement, first, host_key))
-        return requests
-
-    def _start(self, request: _Request, node_id: str, actions: list[Action]) -> None:
-        cell = request.cell
-        if request.host_key is None:
-            cell.phase = _Phase.RUNNING
-            self._making[cell.job.quantize_key] = cell.job.key
-            self._tasks[cell.job.key] = (request.placement, node_id)
-            actions.append(StartQuantize(cell.job.key, request.placement, node_id))
-            return
-        self._num_hosts_started += 1
-        host = _Host(f"host-{self._num_hosts_started}", request.host_key, request.placement, node_id)
-        self._hosts[host.host_id] = host
-        actions.append(StartHost(host.host_id, host.host_key, host.placement, node_id))
-        self._evaluate(cell, host, actions)
-
-    def _evaluate(self, cell: _Cell, host: _Host, actions: list[Action]) -> None:
-        cell.phase, host.cell = _Phase.RUNNING, cell.job.key
-        actions.append(StartEvaluate(cell.job.key, host.host_id))
-
-    # --- hosts and capacity ------------------------------------------------------------------------------------------
-
-    def _superfluous_host(self, request: _Request) -> _Host | None:
-        """An idle host on a node that could take the request once idle hosts there are gone."""
-        for node_id in self._nodes:
-            idle = [h for h in self._hosts.values() if h.node_id == node_id and h.cell is None]
-            room = self._free().get(node_id)
-            if not idle or room is None:
-                continue
-            for host in idle:
-                room = _plus(room, host.placement)
-            if _fits(request.placement, room):
-                return idle[0]
+    def _room_for(self, placement: Placement, reservation: _Reservation | None, actions: list[Action]) -> str | None:
+        """A node with room; where there is none, idle hosts are given back if that makes some."""
+        kept = reservation.node_id if reservation is not None else None
+        node_id = self._capacity.best_fit(placement, but=kept)
+        if node_id is not None:
+            return node_id
+        in_the_way: defaultdict[str, list[_Host]] = defaultdict(list)
+        for host in self._hosts.values():
+            if host.work is None and host.node_id != kept and self._may_give_back(host, placement):
+                in_the_way[host.node_id].append(host)
+                if self._capacity.fits_without(placement, host.node_id, {h.host_id for h in in_the_way[host.node_id]}):
+                    for idle in in_the_way[host.node_id]:
+                        self._stop(idle, actions)
+                    return host.node_id
         return None
 
+    def _may_give_back(self, host: _Host, placement: Placement) -> bool:
+        """A host with cells waiting for it makes room only for something larger."""
+        return host.kind not in self._queues or _size(placement) > _size(host.kind[1])
+
+    def _reserve(self, placement: Placement) -> _Reservation | None:
+        node_id = self._capacity.emptiest(placement)
+        return _Reservation(node_id, placement) if node_id is not None else None
+
+    def _start(self, work: _Work, kind: Kind, node_id: str, actions: list[Action]) -> None:
+        host_key, placement = kind
+        if host_key is None:
+            self._capacity.take(work.key, placement, node_id)
+            self._tasks[work.key] = (work, node_id)
+            actions.append(StartQuantize(work.key, placement, node_id))
+            return
+        self._num_hosts_started += 1
+        host = _Host(f"host-{self._num_hosts_started}", kind, node_id)
+        self._capacity.take(host.host_id, placement, node_id)
+        self._hosts[host.host_id] = host
+        actions.append(StartHost(host.host_id, host_key, placement, node_id))
+        self._evaluate(work, host, actions)
+
+    def _evaluate(self, work: _Work, host: _Host, actions: list[Action]) -> None:
+        host.work = work
+        actions.append(StartEvaluate(work.key, host.host_id))
+
+    # --- hosts and nodes that go ------------------------------------------------------------------------------------
+
+    def _drop_lost_hosts(self, actions: list[Action]) -> None:
+        for host in [h for h in self._hosts.values() if h.node_id not in self._capacity]:
+            host.lost = True
+            if host.work is None:
+                self._stop(host, actions)
+
     def _release_idle_hosts(self, actions: list[Action]) -> None:
-        all_ended = all(c.phase is _Phase.ENDED for c in self._cells.values())
-        for host in list(self._hosts.values()):
-            if host.cell is None and (all_ended or self._now - host.idle_since >= self._idle_seconds):
+        for host in [h for h in self._hosts.values() if h.work is None]:
+            if not self._num_open or self._now - host.idle_since >= self._idle_seconds:
                 self._stop(host, actions)
 
     def _stop(self, host: _Host, actions: list[Action]) -> None:
         del self._hosts[host.host_id]
+        self._capacity.release(host.host_id, host.node_id)
         actions.append(StopHost(host.host_id))
 
-    def _free(self) -> dict[str, Node]:
-        free = dict(self._nodes)
-        used = [*self._tasks.values(), *((h.placement, h.node_id) for h in self._hosts.values())]
-        for placement, node_id in used:
-            if node_id in free:
-                _take(free, node_id, placement)
-        return free
-
-    def _node_to_reserve(self, placement: Placement, free: dict[str, Node]) -> str | None:
-        able = [n for n in self._nodes.values() if _fits(placement, n)]
-        return max(able, key=lambda n: (free[n.id].num_gpus, free[n.id].num_cpus, n.id)).id if able else None
+    def _give_up_homeless(self, actions: list[Action]) -> None:
+        """Work for which no node is large enough waits for one to come, but not for ever."""
+        wanted = {kind[1] for kind in self._queues}
+        since = {p: self._homeless.get(p, self._now) for p in wanted if self._capacity.emptiest(p) is None}
+        self._homeless = since
+        for kind in [k for k in self._queues if self._now - since.get(k[1], self._now) >= HOMELESS_SECONDS]:
+            for *_, work in self._queues.pop(kind).heap:
+                self._give_up(work, _homeless(work.stage, kind[1]), actions)
 
 
-def _first_stage(job: Job) -> Stage:
-    return Stage.EVALUATE if job.checkpoint_ready else Stage.QUANTIZE
-
-
-def _fits(placement: Placement, room: Node) -> bool:
-    return (
-        placement.num_gpus <= room.num_gpus
-        and placement.num_cpus <= room.num_cpus
-        and placement.memory_gib <= room.memory_gib
+def _homeless(stage: Stage, placement: Placement) -> Failure:
+    return Failure(
+        stage,
+        FailureKind.WORKER_LOST,
+        f"for {HOMELESS_SECONDS:.0f} s no node of the cluster has had {placement.num_gpus} GPUs, {placement.num_cpus} "
+        f"CPUs and {placement.memory_gib:g} GiB of host memory; start one and run the sweep again",
     )
 
 
-def _best_fit(placement: Placement, free: dict[str, Node], reserved: str | None) -> str | None:
-    """The fitting node with the fewest free GPUs, so that whole nodes stay open for gangs."""
-    able = [n for n in free.values() if n.id != reserved and _fits(placement, n)]
-    return min(able, key=lambda n: (n.num_gpus, n.num_cpus, n.id)).id if able else None
-
-
-def _plus(room: Node, placement: Placement, sign: int = 1) -> Node:
-    return replace(
-        room,
-        num_gpus=room.num_gpus + sign * placement.num_gpus,
-        num_cpus=room.num_cpus + sign * placement.num_cpus,
-        memory_gib=room.memory_gib + sign * placement.memory_gib,
-    )
-
-
-def _take(free: dict[str, Node], node_id: str, placement: Placement) -> None:
-    free[node_id] = _plus(free[node_id], placement, -1)
-
-
-def _give(free: dict[str, Node], node_id: str, placement: Placement) -> None:
-    if node_id in free:
-        free[node_id] = _plus(free[node_id], placement)
+def _size(placement: Placement) -> tuple[int, float]:
+    """What is hard to find room for: GPUs, and without them host memory."""
+    return (placement.num_gpus, 0.0 if placement.num_gpus else placement.memory_gib)

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 from conf.schema import ClusterConf, NodeConf
 from orchestrator.cluster import gpu_memories_gib
 from orchestrator.cost_model import assumed_node
+from orchestrator.events import EvaluateEnded, Event, Node, QuantizeEnded
 from orchestrator.placement import Placement
-from orchestrator.schedule import EvaluateEnded, Event, Node, QuantizeEnded
 from orchestrator.storage import lost, read_result
 from workers.api import EvaluateRequest, Failure, QuantizeRequest
 from workers.errors import PrerequisiteError

@@ -8,11 +8,14 @@ so that a checkpoint either exists whole or not at all.
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -53,7 +56,8 @@ class CheckpointReader:
                     for name in wanted:
                         tensors[name] = shard.get_tensor(name).clone()
             except (SafetensorError, OSError) as error:
-                raise BadInputError(_damage(path, ", ".join(wanted), error)) from error
+                more = f" and {len(wanted) - 1} more" if len(wanted) > 1 else ""
+                raise BadInputError(_damage(path, f"`{wanted[0]}`{more}", error)) from error
         return tensors
 
     def num_bytes(self) -> int:
@@ -66,7 +70,7 @@ def _tensor_files(directory: Path) -> dict[str, str]:
     if index.exists():
         try:
             files: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise BadInputError(f"{index}: not a safetensors index ({error})") from error
         for file in sorted(set(files.values())):
             if not (directory / file).exists():
@@ -83,7 +87,7 @@ def _tensor_files(directory: Path) -> dict[str, str]:
         with safe_open(single, framework="pt") as shard:
             return dict.fromkeys(shard.keys(), SINGLE)
     except (SafetensorError, OSError) as error:
-        raise BadInputError(_damage(single, "header", error)) from error
+        raise BadInputError(_damage(single, "the header", error)) from error
 
 
 def _damage(path: Path, what: str, error: Exception) -> str:
@@ -110,13 +114,17 @@ def write_atomically(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> str:
-    """Write a safetensors file in one step; returns its sha256."""
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file in one step. Raises OSError with the system's number, as a full disk does elsewhere."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata=metadata)
-    digest = sha256(temporary)
+    try:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata=metadata)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
     temporary.replace(path)
-    return digest
 
 
 def sha256(path: Path) -> str:
@@ -133,6 +141,18 @@ def checkpoint_directory(storage: Path, quantize_key: str) -> Path:
 def partial_directory(storage: Path, quantize_key: str) -> Path:
     """Where an unfinished one grows."""
     return storage / "checkpoints" / f".partial-{quantize_key}"
+
+
+@contextmanager
+def claim(storage: Path, quantize_key: str) -> Iterator[None]:
+    """The right to make a checkpoint, waited for: two sweeps over one storage may want the same one.
+
+    A lock of the operating system on a file beside the sweeps' leases; it ends with the process that holds it.
+    """
+    directory = storage / "leases"
+    directory.mkdir(parents=True, exist_ok=True)
+    with FileLock(directory / f"{quantize_key}.lock"):
+        yield
 
 
 def read_manifest(directory: Path) -> Manifest | None:

@@ -34,7 +34,10 @@ FATAL_KINDS = (FailureKind.OUT_OF_MEMORY, FailureKind.CUDA)
 
 
 def quantize_stage(request: QuantizeRequest, *, capture_output: bool = True) -> Failure | None:
-    """Make the checkpoint of a cell. Writes quantize.json, or result.json with the failure, which is returned."""
+    """Make the checkpoint of a cell.
+
+    Writes quantize.json, or result.json with the failure, which is returned; nothing when the checkpoint was there.
+    """
     directory = Path(request.attempt_directory)
     with _attempt_log(directory, capture_output):
         try:
@@ -43,6 +46,8 @@ def quantize_stage(request: QuantizeRequest, *, capture_output: bool = True) -> 
 
             start_seconds = time.perf_counter() - started
             manifest = quantize(request)
+            if manifest is None:
+                return None
             result = QuantizeResult(
                 checkpoint=request.quantize_key,
                 reused=False,

@@ -1,5 +1,6 @@
 """The evaluate stage: a checkpoint into an engine, then perplexities and benchmark tasks."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from workers.api import EvaluateRequest, EvaluateResult, Manifest, Metric
 from workers.calibration import Windows, evaluation_windows
 from workers.checkpoint import checkpoint_directory, is_intact, read_manifest
 from workers.datasets import load_content
-from workers.engine.environment import prepare_process
+from workers.engine.environment import ENVIRONMENT
 from workers.errors import BadInputError, NumericalError
 from workers.evaluator import Evaluator, context_length, engine_dtype, read_config, timed
 from workers.export import write_dense
@@ -47,7 +48,8 @@ def evaluate(evaluator: Evaluator, request: EvaluateRequest) -> EvaluateResult:
         with timed(seconds, "tasks"):
             from workers.harness import run_tasks  # here: a suite without tasks does not pay for it
 
-            task_path = None if suite.task_path is None else Path(suite.task_path)
+            files = request.texts.get("tasks")
+            task_path = None if files is None or files.location is None else Path(files.location)
             metrics += run_tasks(evaluator, tokenizer, suite.tasks, task_path, suite.limit)
     return EvaluateResult(
         metrics=metrics,
@@ -87,7 +89,7 @@ def open_evaluator(engine: str, tensor_parallel_size: int) -> Evaluator:
         from workers.transformers_evaluator import TransformersEvaluator
 
         return TransformersEvaluator(device=_device())
-    prepare_process()
+    os.environ.update(ENVIRONMENT)
     from workers.engine.vllm_evaluator import VllmEvaluator
 
     return VllmEvaluator(device=_device(), tensor_parallel_size=tensor_parallel_size)

@@ -9,21 +9,31 @@ from workers.api import ModelRef
 from workers.errors import BadInputError, TransientError
 
 WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+UNREADABLE = (ValueError, OSError, KeyError, TypeError, AttributeError)  # what loaders raise on an odd file
 
 
 def local_directory(model: ModelRef) -> Path:
-    """The model's directory; downloads a hub commit once per node, under a lock. Raises TransientError."""
+    """The model's directory; downloads a hub commit once per node, under a lock.
+
+    Raises TransientError, and BadInputError when the hub refuses this node the repository.
+    """
     if model.directory is not None:
         return Path(model.directory)
+    from httpx2 import HTTPError
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
     lock = Path(constants.HF_HUB_CACHE) / f".{model.repo.replace('/', '--')}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(lock):
             return Path(snapshot_download(model.repo, revision=model.revision, allow_patterns=list(WANTED)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError) as error:
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:  # a gated repository is the first of these too
+        raise BadInputError(
+            f"the hub does not give {model.repo}@{model.revision} to this node: {error}; if the repository is gated, "
+            "run `hf auth login` on every node"
+        ) from error
+    except (HTTPError, LocalEntryNotFoundError, ConnectionError) as error:
         raise TransientError(f"the hub did not deliver {model.repo}@{model.revision}: {error}") from error
 
 
@@ -34,15 +44,18 @@ def load_tokenizer(model: ModelRef, directory: Path) -> Any:
     source = model.tokenizer or str(directory)
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=model.trust_remote_code)
-    except (ValueError, OSError, KeyError) as error:
+    except Exception as error:
+        if not isinstance(error, UNREADABLE) and type(error) is not Exception:  # which is what the Rust library raises
+            raise
         raise BadInputError(f"{source}: tokenizer cannot be loaded ({error})") from error
 
 
 def load_config(model: ModelRef, directory: Path) -> Any:
     """The transformers configuration. Raises BadInputError when transformers does not know it."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(directory, trust_remote_code=model.trust_remote_code)
-    except (ValueError, OSError, KeyError) as error:
+    except (*UNREADABLE, StrictDataclassError) as error:
         raise BadInputError(f"{directory}/config.json: {error}") from error

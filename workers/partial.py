@@ -5,7 +5,8 @@ last the streams, whose metadata says how many blocks they have passed. That las
 """
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from workers.api import LayerReport, from_json
 from workers.checkpoint import save_tensors, sha256, write_atomically
 from workers.export import TensorMap
+
+log = logging.getLogger(__name__)
 
 STREAMS = "streams.safetensors"
 
@@ -27,20 +30,32 @@ def save_block(
     partial: Path, index: int, tensors: TensorMap, reports: list[LayerReport], streams: Mapping[str, torch.Tensor]
 ) -> None:
     """Put block `index` and the inputs of the next one on disk. A baseline has no tensors and no shard."""
-    digest = save_tensors(partial / shard_name(index), tensors, {"format": "pt"}) if tensors else None
+    digest = None
+    if tensors:
+        save_tensors(partial / shard_name(index), tensors, {"format": "pt"})
+        digest = sha256(partial / shard_name(index))
     record = {"sha256": digest, "names": sorted(tensors), "reports": [vars(report) for report in reports]}
     write_atomically(partial / f"block-{index:05d}.json", json.dumps(record) + "\n")
     save_tensors(partial / STREAMS, streams, {"blocks": str(index + 1)})
 
 
-def load_blocks(partial: Path) -> tuple[list[list[LayerReport]], dict[str, torch.Tensor]]:
-    """Reports of the blocks saved whole, and the streams after them; empty where there is nothing to take up."""
+def take_up(partial: Path) -> tuple[list[list[LayerReport]], dict[str, torch.Tensor]]:
+    """Reports of the blocks saved whole, and the streams after them; empty where there is nothing to take up.
+
+    Makes the directory where there is none, and removes what cannot be used: files that a killed worker was writing,
+    and everything when a saved block is not what it was.
+    """
+    partial.mkdir(parents=True, exist_ok=True)
+    _remove(partial.glob(".*"))
     try:
         with safe_open(partial / STREAMS, framework="pt") as file:
             count = int(file.metadata()["blocks"])
             streams = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
         reports = [_load_block(partial, index) for index in range(count)]
-    except (FileNotFoundError, SafetensorError, ValueError):
+    except (FileNotFoundError, SafetensorError, ValueError) as error:
+        if any(partial.iterdir()):
+            log.warning("what an earlier attempt left cannot be taken up: %s; starting with the first block", error)
+        _remove(partial.iterdir())
         return [], {}
     return reports, streams
 
@@ -56,8 +71,12 @@ def shard_files(partial: Path, num_blocks: int) -> dict[str, str]:
 
 def clean(partial: Path) -> None:
     """Remove what only resumption needs."""
-    for path in (*partial.glob("block-*.json"), partial / STREAMS):
-        path.unlink(missing_ok=True)
+    _remove([*partial.glob("block-*.json"), partial / STREAMS])
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in list(paths):
+        path.unlink()
 
 
 def _load_block(partial: Path, index: int) -> list[LayerReport]:

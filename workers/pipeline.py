@@ -6,7 +6,9 @@ block and its outputs are on disk before the next begins, so a killed worker's s
 """
 
 import dataclasses
+import errno
 import logging
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -56,20 +58,36 @@ class Streams:
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Take up what `tensors` returned."""
-        for name in self.tensors():
-            kind, _, i = name.partition(".")
-            getattr(self, kind)[int(i)] = tensors[name]
+        for kind in ("calibration", "reference", "quantized"):
+            count = sum(name.startswith(f"{kind}.") for name in tensors)
+            setattr(self, kind, [tensors[f"{kind}.{i}"] for i in range(count)])
 
 
-def quantize(request: QuantizeRequest) -> Manifest:
+def quantize(request: QuantizeRequest) -> Manifest | None:
     """Make the checkpoint of `request.quantize_key` in the storage and return its manifest.
 
-    Raises the errors of workers.errors; what is finished by then stays in the partial directory for the next attempt.
+    Null when another sweep has made it by the time it can be claimed. Raises the errors of workers.errors; what is
+    finished by then stays in the partial directory for the next attempt, unless the disk is full.
     """
-    started = time.perf_counter()
     storage = Path(request.storage)
+    final = ck.checkpoint_directory(storage, request.quantize_key)
     unfinished = ck.partial_directory(storage, request.quantize_key)
-    unfinished.mkdir(parents=True, exist_ok=True)
+    with ck.claim(storage, request.quantize_key):
+        found = ck.read_manifest(final)
+        if found is not None and ck.is_intact(final, found):
+            return None
+        try:
+            manifest = _make(request, unfinished)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        ck.commit(unfinished, final, manifest)
+    return manifest
+
+
+def _make(request: QuantizeRequest, unfinished: Path) -> Manifest:
+    started = time.perf_counter()
     source = local_directory(request.model)
     device = torch.device(request.numerics.device)
     reset_peak_memory(device)
@@ -89,7 +107,7 @@ def quantize(request: QuantizeRequest) -> Manifest:
         files, num_bytes = _complete(request, stream, source, unfinished)
         weight_format = "packed"
     partial.clean(unfinished)
-    manifest = Manifest(
+    return Manifest(
         quantize_key=request.quantize_key,
         source=request.model.fingerprint,
         weight_format=weight_format,
@@ -104,8 +122,6 @@ def quantize(request: QuantizeRequest) -> Manifest:
         peak_memory_gib=peak_memory_gib(device),
         versions=versions(),
     )
-    ck.commit(unfinished, ck.checkpoint_directory(storage, request.quantize_key), manifest)
-    return manifest
 
 
 def _calibration(request: QuantizeRequest, source: Path, vocab_size: int) -> Windows:
@@ -118,8 +134,8 @@ def _walk(
     request: QuantizeRequest, stream: BlockStream, unfinished: Path, windows: Windows, canary: torch.Tensor
 ) -> tuple[list[LayerReport], Streams]:
     """All blocks in order, taking up what an earlier attempt has left."""
-    streams = _first_streams(request, stream, windows, canary)
-    saved, tensors = partial.load_blocks(unfinished)
+    saved, tensors = partial.take_up(unfinished)
+    streams = _first_streams(request, stream, windows[:1] if saved else windows, canary)
     if saved:
         log.info("resuming after block %d of %d", len(saved), stream.num_blocks)
         streams.restore(tensors)
@@ -171,8 +187,9 @@ def _quantize_block(
     reports: list[LayerReport] = []
     packed: dict[str, torch.Tensor] = {}
     for group in stream.architecture.groups:
+        statistics = hessians.take(group.name)
         for name in group.linears:
-            report, tensors = _quantize_one(request, block, index, prefix, name, hessians.of(group.name))
+            report, tensors = _quantize_one(request, block, index, prefix, name, statistics)
             reports.append(report)
             packed |= {f"{prefix}.{name}.{part}": tensor for part, tensor in tensors.items()}
     quantized = {f"{prefix}.{name}.weight" for name in stream.architecture.linears}
@@ -250,11 +267,12 @@ class _Hessians:
 
         return observe
 
-    def of(self, name: str) -> Statistics:
-        """The group's statistics; none where nothing was watched."""
+    def take(self, name: str) -> Statistics:
+        """The group's statistics, which are not kept here any longer; none where nothing was watched."""
         if name not in self._sums:
             return Statistics(None, 0)
-        return Statistics(self._sums[name] / self._tokens[name], self._tokens[name])
+        num_tokens = self._tokens.pop(name)
+        return Statistics(self._sums.pop(name).div_(num_tokens), num_tokens)
 
 
 def _require_finite(streams: Streams, where: str) -> None:

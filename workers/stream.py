@@ -19,6 +19,7 @@ from workers.errors import BadInputError, NumericalError
 from workers.model_files import load_config
 
 TOKENS_PER_BATCH = 2048
+COMPUTED = "rotary_emb.inv_freq"  # LLaMA 1 and 2 checkpoints store it in every block; the model computes it
 
 
 class _FirstBlockReached(Exception):
@@ -75,25 +76,31 @@ class BlockStream:
     def loaded(self, path: str) -> Iterator[nn.Module]:
         """A submodule with its weights, back on the meta device afterwards."""
         module = self.model.get_submodule(path)
-        names = self.reader.names(f"{path}.")
-        if not names and path == self.architecture.head and self.config.tie_word_embeddings:
-            stored = self.reader.read([f"{self.architecture.embedding}.weight"])
-            state = {"weight": stored[f"{self.architecture.embedding}.weight"]}
-        else:
-            state = {n.removeprefix(f"{path}."): t for n, t in self.reader.read(names).items()}
+        state = self._state(path)  # not in the try: running out of GPU memory is a RuntimeError too
         try:
-            module.load_state_dict({n: t.to(self.device, self.dtype) for n, t in state.items()}, assign=True)
+            module.load_state_dict(state, assign=True)
         except RuntimeError as error:
             raise BadInputError(
                 f"{self.reader.directory}: `{path}` does not fit config.json: {' '.join(str(error).split())}"
             ) from error
         for name, parameter in module.named_parameters():
-            if not torch.isfinite(parameter).all():
+            extremes = torch.stack(torch.aminmax(parameter))  # they hold NaN if anything does, and cost no memory
+            if not torch.isfinite(extremes).all():
                 raise NumericalError("the checkpoint itself holds NaN or Inf", layer=f"{path}.{name}")
         try:
             yield module
         finally:
             module.to("meta")
+
+    def _state(self, path: str) -> dict[str, torch.Tensor]:
+        """A submodule's tensors on the device in the compute dtype, names relative to it."""
+        source = path
+        if path == self.architecture.head and self.config.tie_word_embeddings and not self.reader.names(f"{path}."):
+            source = self.architecture.embedding
+        state = self.reader.read(n for n in self.reader.names(f"{source}.") if not n.endswith(COMPUTED))
+        for name in list(state):  # one after the other, so that both precisions are never held whole
+            state[name.removeprefix(f"{source}.")] = state.pop(name).to(self.device, self.dtype)
+        return state
 
     @contextmanager
     def block(self, index: int) -> Iterator[nn.Module]:
@@ -144,11 +151,12 @@ class BlockStream:
     def log_probabilities(self, hidden: Sequence[torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
         """Natural-log probability of each next token, [n, L - 1] float32, from the last block's outputs."""
         with self.loaded(self.architecture.final_norm) as norm, self.loaded(self.architecture.head) as head:
+            targets = tokens[:, 1:, None].to(self.device).split([len(batch) for batch in hidden])
             rows = []
-            for batch in hidden:
+            for batch, target in zip(hidden, targets, strict=True):
                 logits = head(norm(batch.to(self.device)))[:, :-1].float()
-                rows.append(torch.log_softmax(logits, dim=-1).cpu())
-        return torch.cat(rows).gather(2, tokens[:, 1:, None].cpu()).squeeze(2)
+                rows.append(torch.log_softmax(logits, dim=-1).gather(2, target).squeeze(2).cpu())
+        return torch.cat(rows)
 
 
 def _batches(num_windows: int, length: int) -> list[tuple[int, int]]:

@@ -42,3 +42,7 @@ def _sweep(directory: str) -> float:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-m", "orchestrator.cli", "sweep"], cwd=directory, env=environment, check=True)
     return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()

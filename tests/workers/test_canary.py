@@ -57,9 +57,7 @@ def test_the_difference_is_a_mean_and_a_maximum_over_all_tokens() -> None:
 
 @pytest.mark.parametrize(("dtype", "measured"), [("float32", 1.4e-6), ("float16", 2e-3), ("bfloat16", 1.5e-2)])
 def test_rounding_noise_as_measured_on_llama_passes(dtype: str, measured: float) -> None:
-    require_parity(
-        ShiftedEvaluator(0), Path("x"), dtype, canary_difference(ShiftedEvaluator(-measured), canary())
-    )
+    require_parity(ShiftedEvaluator(0), Path("x"), dtype, canary_difference(ShiftedEvaluator(-measured), canary()))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

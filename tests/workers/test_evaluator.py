@@ -11,9 +11,7 @@ from workers.evaluator import chunk_tokens, context_length, engine_dtype, read_c
 
 def suite(sequence_length: int = 512, *, perplexity: bool = True, tasks: bool = False) -> SuiteConf:
     texts = {"text": TextConf(source="text")} if perplexity else {}
-    return SuiteConf(
-        name="s", sequence_length=sequence_length, perplexity=texts, tasks=["arc_easy"] if tasks else []
-    )
+    return SuiteConf(name="s", sequence_length=sequence_length, perplexity=texts, tasks=["arc_easy"] if tasks else [])
 
 
 def test_perplexity_needs_one_window() -> None:
@@ -28,7 +26,7 @@ def test_tasks_need_their_longest_request_or_the_whole_context() -> None:
 
 def test_a_window_may_be_as_long_as_the_context_but_not_longer() -> None:
     assert context_length(suite(2048), {"max_position_embeddings": 2048}) == 2048
-    with pytest.raises(BadInputError, match="sequence_length=2049.*2048 positions"):
+    with pytest.raises(BadInputError, match=r"sequence_length=2049.*2048 positions"):
         context_length(suite(2049), {"max_position_embeddings": 2048})
 
 
@@ -51,10 +49,10 @@ def test_a_chunk_s_logits_stay_small_for_every_vocabulary() -> None:
 
 
 def test_a_damaged_config_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match="config.json"):
+    with pytest.raises(BadInputError, match=r"config\.json"):
         read_config(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(BadInputError, match="config.json"):
+    with pytest.raises(BadInputError, match=r"config\.json"):
         read_config(tmp_path)
 
 

@@ -1,7 +1,4 @@
-"""What vLLM and torch read from the environment while they are imported. Imports neither."""
-
-import os
-import sys
+"""What an engine's process finds in its environment, set before vllm is imported. Nothing here imports it."""
 
 ENVIRONMENT: dict[str, str] = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # engine in this process: ready in 2 s instead of 35
@@ -12,10 +9,3 @@ ENVIRONMENT: dict[str, str] = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
 }
-
-
-def prepare_process() -> None:
-    """Make this process ready to import vllm; the variables also reach the processes that vLLM starts."""
-    os.environ.update(ENVIRONMENT)
-    if "torch._dynamo" in sys.modules:  # imported already, so it has read its variable
-        sys.modules["torch._dynamo"].config.disable = True

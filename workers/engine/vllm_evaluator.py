@@ -1,11 +1,12 @@
 """vLLM as an evaluator: one engine in this process, kept warm; weights of the same model are swapped in place.
 
-Import only after `workers.engine.environment.prepare_process`. Importing vllm and starting an engine change the process
+Import only with `workers.engine.environment.ENVIRONMENT` set. Importing vllm and starting an engine change the process
 for good (torch.set_num_threads does nothing afterwards, LD_PRELOAD is set): quantize in another one.
 """
 
 import gc
 import json
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -47,6 +48,9 @@ COSMETIC = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 CPU_CACHE_BYTES = 2**30  # for keys and values, at least; vLLM's own default is nearly all memory
 CACHED_WINDOWS = 2
 MAX_SEQUENCES = 256
+
+# Its warm-up of chat templates fails without a tokenizer, with a stack trace in every log.
+logging.getLogger("vllm.renderers.base").setLevel(logging.ERROR)
 
 
 class VllmEvaluator:

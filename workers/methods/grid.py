@@ -9,6 +9,10 @@ from torch import Tensor
 from conf.schema import UniformScheme
 from workers.methods.errors import MethodError
 
+# No grid is finer than this: float16's subnormals hold it within 3 %, and weights this small hardly contribute. Rows of
+# a trained model can have decayed to nothing.
+SMALLEST_SCALE = 2.0**-20
+
 SCALE_DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
@@ -65,11 +69,11 @@ def group_ranges(weight: Tensor, scheme: UniformScheme) -> tuple[Tensor, Tensor]
 def params_for_ranges(low: Tensor, high: Tensor, scheme: UniformScheme) -> QuantParams:
     """The grids whose codes 0..2^bits - 1 span low..high (both [out, groups], low <= 0 <= high).
 
-    The zero point belongs to the stored, rounded scale. A symmetric grid has it at 2^(bits - 1) and an even number of
-    codes: it reaches half a step beyond low and ends half a step short of high.
+    The zero point belongs to the stored, rounded scale, which is never below SMALLEST_SCALE. A symmetric grid has it at
+    2^(bits - 1) and an even number of codes: it reaches half a step beyond low and ends half a step short of high.
     """
     steps = 2**scheme.bits - 1
-    scale = ((high - low) / steps).to(SCALE_DTYPES[scheme.scale_dtype]).float()
+    scale = ((high - low) / steps).clamp_(min=SMALLEST_SCALE).to(SCALE_DTYPES[scheme.scale_dtype]).float()
     if scheme.symmetric:
         zero_point = torch.full_like(scale, 2 ** (scheme.bits - 1), dtype=torch.int32)
     else:
@@ -80,16 +84,16 @@ def params_for_ranges(low: Tensor, high: Tensor, scheme: UniformScheme) -> Quant
 def storable(params: QuantParams, scheme: UniformScheme) -> QuantParams:
     """The same grids, known to survive storage.
 
-    Raises MethodError when a scale lies outside its dtype's normal range, naming row, group and what to change.
+    Raises MethodError when a scale overflows its dtype, naming row, group and what to change.
     """
     info = torch.finfo(SCALE_DTYPES[scheme.scale_dtype])
-    bad = (params.scale < info.tiny) | (params.scale > info.max)
+    bad = ~(params.scale <= info.max)
     if bad.any():
         row, group = bad.nonzero()[0].tolist()
         advice = "set scheme.scale_dtype=float32" if info.bits == 16 else "check the checkpoint's weights"
         raise MethodError(
             f"scale {float(params.scale[row, group]):.3g} of output row {row}, group {group} (and {int(bad.sum()) - 1} "
-            f"more) is outside {scheme.scale_dtype}'s normal range {info.tiny:.3g}..{info.max:.3g}; {advice}"
+            f"more) is above {scheme.scale_dtype}'s largest number {info.max:.3g}; {advice}"
         )
     return params
 

@@ -157,4 +157,4 @@ def test_scale_out_of_range_is_an_error_of_the_method() -> None:
     weight, hessian = _problem()
 
     with pytest.raises(MethodError, match=r"set scheme\.scale_dtype=float32"):
-        quantize_linear(weight * 1e-6, hessian, _method(GptqRound()), SCHEME)
+        quantize_linear(weight * 1e6, hessian, _method(GptqRound()), SCHEME)

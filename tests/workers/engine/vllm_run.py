@@ -1,6 +1,6 @@
 """What the vLLM tests look at, done once in a process of its own: vLLM changes the process that imports it for good.
 
-    python vllm_session.py <input.json> <output.json>
+    python vllm_run.py <input.json> <output.json>
 
 input: directories of models, canaries and prompts, see test_vllm_evaluator.py. output: one entry for each step below.
 """
@@ -12,13 +12,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from workers.engine.environment import prepare_process
+from workers.engine.environment import ENVIRONMENT
 
-prepare_process()
+os.environ.update(ENVIRONMENT)
 started = time.perf_counter()
 
 import numpy as np  # noqa: E402
-import torch  # noqa: E402
+import torch._dynamo.utils  # noqa: E402
 from lm_eval.api.instance import Instance  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
 
@@ -36,8 +36,10 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     evaluator = VllmEvaluator(device="cpu")
     prompts: list[list[int]] = given["prompts"]
     first, second = Path(given["first"]), Path(given["second"])
-    canaries = {name: Canary(tokens=prompts, reference=rows, quantized=rows) for name, rows in given["canaries"].items()}
-    result: dict[str, Any] = {"import_seconds": import_seconds, "torch_dynamo": torch._dynamo.config.disable}
+    canaries = {
+        name: Canary(tokens=prompts, reference=rows, quantized=rows) for name, rows in given["canaries"].items()
+    }
+    result: dict[str, Any] = {"import_seconds": import_seconds}
 
     def load(step: str, directory: Path, canary: str, dtype: str = "float32", max_length: int = 256) -> None:
         loaded = evaluator.load(directory, dtype, canaries[canary], max_length)
@@ -57,7 +59,8 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     load("second", second, "second")
     load("first again", first, "first")
     started = time.perf_counter()
-    windows = np.load(given["tokens"])[: given["num_windows"] * 256].astype(np.int64).reshape(-1, 256)
+    tokens = np.load(given["tokens"]).astype(np.int64)
+    windows = tokens[: len(tokens) // 256 * 256].reshape(-1, 256)
     result["perplexity"] = score_perplexity(evaluator, "held", windows)[0].value
     result["perplexity_seconds"] = time.perf_counter() - started
     result["greedy"] = [s.is_argmax.tolist() for s in evaluator.score(prompts)]
@@ -71,10 +74,13 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     load("whole context", first, "first", max_length=given["context"])
     result["whole window"] = evaluator.score([given["whole_window"]])[0].logprobs.tolist()
     load("bfloat16", first, "first", dtype="bfloat16")
+    assert evaluator._llm is not None
+    evaluator._llm.collective_rpc = lambda *arguments, **keywords: []  # type: ignore[method-assign]
+    load("reload does nothing", second, "second", dtype="bfloat16")
     result["head size 8"] = failure(Path(given["small_heads"]), "first")
     load("after a failure", first, "first")
     evaluator.close()
-    result["threads"] = os.environ.get("OMP_NUM_THREADS")
+    result["compiled_frames"] = sum(torch._dynamo.utils.counters["frames"].values())
     return result
 
 
