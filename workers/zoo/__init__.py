@@ -1,0 +1,25 @@
+"""Mini models that ship with the project, with the texts they are calibrated and scored on."""
+
+import difflib
+from pathlib import Path
+
+ROOT = Path(__file__).parent
+FOLDERS = ("mini_llama", "tasks")
+
+
+def zoo_names() -> list[str]:
+    """Every name `zoo_path` knows: each shipped folder, and each file in it as `<folder>/<file>`."""
+    files = [path.relative_to(ROOT) for folder in FOLDERS for path in (ROOT / folder).iterdir() if path.is_file()]
+    return sorted([*FOLDERS, *(file.as_posix() for file in files)])
+
+
+def zoo_path(name: str) -> Path:
+    """Path of a shipped folder (`mini_llama`) or of one of its files (`mini_llama/calibration.txt`).
+
+    Raises ValueError that names the nearest valid names when nothing of that name is shipped.
+    """
+    names = zoo_names()
+    if name not in names:
+        nearest = difflib.get_close_matches(name, names, cutoff=0.4) or FOLDERS
+        raise ValueError(f"the zoo has no {name!r}; nearest names: {', '.join(nearest)}")
+    return ROOT / name

@@ -1,0 +1,1 @@
+"""Two lm-evaluation-harness tasks made of the zoo's held-out text."""
