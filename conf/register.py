@@ -1,15 +1,17 @@
 """The border to Hydra: dataclasses into its config store, and composition with errors a user can act on.
 
-The only module that imports hydra. `compose` returns typed nodes, `expand` reads Hydra's override grammar.
+The only module that imports hydra. `compose` returns typed nodes, `parse` reads Hydra's override grammar.
 """
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -64,8 +66,10 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "tracking": {"tracking": s.TrackingConf},
 }
 
+GROUPS = (*filter(None, SCHEMAS), "experiment")
 SLOTS = ("rotate", "scale", "incohere", "keep", "clip", "tune", "round")
 SHORTHANDS = {"bits": "scheme.bits", "group_size": "scheme.group_size"}
+KEYS = ("experiment", *SHORTHANDS, *(f.name for f in dataclasses.fields(s.RootConf) if f.name != "axes"))
 
 
 def register() -> None:
@@ -90,11 +94,12 @@ def hydra_context(directory: Path = ROOT) -> Iterator[None]:
         yield
 
 
-def groups() -> dict[str, list[str]]:
-    """Group -> names a user may choose (schemas left out). Call inside `hydra_context`."""
-    loader = GlobalHydra.instance().config_loader()
-    found = {g: loader.get_group_options(g) for g in (*SCHEMAS, "experiment") if g}
-    return {g: [n for n in names if not n.endswith("_schema")] for g, names in found.items()}
+def options(group: str) -> list[str]:
+    """Names a user may choose in a group, schemas left out; empty for what is no group. Call inside `hydra_context`."""
+    if group not in GROUPS:
+        return []
+    names = GlobalHydra.instance().config_loader().get_group_options(group)
+    return [name for name in names if not name.endswith("_schema")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,10 +122,10 @@ def canonical_key(key: str) -> str:
 def parse(overrides: Sequence[str]) -> list[Choice]:
     """Read Hydra's override grammar: a comma list, glob(), range() or choice() has several values.
 
-    Raises ConfigError for what does not parse and for group options that do not exist.
+    Raises ConfigError for what does not parse, for group options that do not exist, and for a key given twice.
     """
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    choices = []
+    choices: dict[str, Choice] = {}
     for text in overrides:
         try:
             (override,) = parser.parse_overrides([text])
@@ -129,35 +134,51 @@ def parse(overrides: Sequence[str]) -> list[Choice]:
                 f"cannot read `{text}`: {_first_line(error)}\n"
                 "  write key=value; quote values that hold `=`, `,` or spaces: 'key=\"a=b\"'"
             ) from error
-        choices.append(_choice(text, override))
-    return choices
+        choice = _choice(text, override)
+        if choice.key in choices:
+            raise ConfigError(f"`{text}`: {choice.key} is given twice; several values are an axis: {choice.key}=a,b")
+        choices[choice.key] = choice
+    return list(choices.values())
 
 
 def _choice(text: str, override: Override) -> Choice:
     key = canonical_key(str(override.key_or_group) + (f"@{override.package}" if override.package else ""))
     if override.is_delete() or override.is_add():
         raise ConfigError(f"`{text}`: keys can be neither added nor deleted; write key=value for a key that exists")
+    _check_key(text, key)
     if not override.is_sweep_override():
         value = override.get_value_element_as_str()
-        _check_option(key, value)
+        check_option(key, value)
         return Choice(key, (value,))
     if not override.is_discrete_sweep():
         raise ConfigError(f"`{text}`: an interval has no list of values; write a comma list, range() or choice()")
     values = tuple(v for v in dict.fromkeys(override.sweep_string_iterator()) if not v.endswith("_schema"))
     if not values:
-        raise ConfigError(f"`{text}`: matches nothing; valid: {', '.join(groups().get(key, []))}")
+        raise ConfigError(f"`{text}`: matches nothing; valid: {', '.join(options(key))}")
     for value in values:
-        _check_option(key, value)
+        check_option(key, value)
     return Choice(key, values)
 
 
-def _check_option(key: str, value: str) -> None:
+def _check_key(text: str, key: str) -> None:
+    root = re.split(r"[.@/]", key)[0]
+    if root in ("", "hydra"):
+        raise ConfigError(f"`{text}`: no such key; valid: {', '.join(KEYS)}")
+    if root == "axes":
+        raise ConfigError(f"`{text}`: an axis is given by its values: {key.removeprefix('axes.')}=a,b")
+    if root in SLOTS and key != f"{root}@method.{root}":
+        raise ConfigError(f"`{text}`: a slot belongs to a method; write {root}@method.{root}=<option>")
+    if "${" in text:
+        raise ConfigError(f"`{text}`: references are not read on the command line; write the value itself")
+
+
+def check_option(key: str, value: str) -> None:
+    """Raise ConfigError when a group is given an option it does not have. value: as written, perhaps quoted."""
     group = key.split("@")[0]
-    options = groups()
-    if group in options and value not in options[group]:
-        raise ConfigError(
-            f"conf/{group}/ has no `{value}`. {_nearest(value, options[group])}\n  valid: {', '.join(options[group])}"
-        )
+    names = options(group)
+    if names and value.strip("'\"") not in names:
+        near = _nearest(value, names)
+        raise ConfigError(f"conf/{group}/ has no `{value}`{near}\n  valid: {', '.join(names)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +194,7 @@ def compose(overrides: Sequence[str]) -> Composed:
 
     Raises ConfigError with the file, the key and the nearest valid names.
     """
+    _refuse_sizes_of_nothing(overrides)
     try:
         composed = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
         choices = dict(composed.hydra.runtime.choices)
@@ -181,8 +203,20 @@ def compose(overrides: Sequence[str]) -> Composed:
         root = OmegaConf.to_object(composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error)) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not YAML: {' '.join(str(error).split())}") from error
     assert isinstance(root, s.RootConf)
     return Composed(root, choices)
+
+
+def _refuse_sizes_of_nothing(overrides: Sequence[str]) -> None:
+    """OmegaConf cannot fill in single keys of a node that is null, and dies of it."""
+    sizes = [override for override in overrides if override.startswith("model.shape")]
+    if sizes and compose([override for override in overrides if override not in sizes]).root.model.shape is None:
+        raise ConfigError(
+            f"`{sizes[0]}`: this model has no shape to change; start from one of its size, for example "
+            "model=llama2-7b model.repo=<hub id>"
+        )
 
 
 def explain(error: Exception) -> str:
@@ -192,39 +226,41 @@ def explain(error: Exception) -> str:
         cause = cause.__cause__ or cause.__context__
     where = _first_line(error)
     if not isinstance(cause, OmegaConfBaseException):
-        return where + _group_hint(where)
+        return "\n  ".join([where, *_hints(error)])
     parts = [where]
     if cause.full_key and str(cause.full_key) not in where:
         parts.append(f"at `{cause.full_key}`")
     reason = _first_line(cause)
     if reason not in where:
         parts.append(reason)
-    fields = _fields(cause.object_type)
-    if cause.key is not None and cause.object_type is not None and str(cause.key) not in fields:
-        if not fields:
-            return "\n  ".join([*parts, f"{cause.object_type.__name__} has no keys"])
-        parts.append(f"{_nearest(str(cause.key), fields)}\n  valid keys: {', '.join(fields)}")
     if "missing mandatory value" in reason.lower():
         parts.append(f"give it: {cause.full_key}=...")
-    return "\n  ".join(p for p in parts if p)
+    elif cause.key is not None and dataclasses.is_dataclass(cause.object_type):
+        parts += _valid_keys(str(cause.key), cause.object_type)
+    return "\n  ".join(parts)
 
 
-def _fields(node: Any) -> list[str]:
-    return [f.name for f in dataclasses.fields(node)] if node and dataclasses.is_dataclass(node) else []
+def _valid_keys(key: str, node: Any) -> list[str]:
+    """What to write instead of a key that a node does not have."""
+    valid = KEYS if node is s.RootConf else [f.name for f in dataclasses.fields(node)]
+    if key in valid:
+        return []
+    return [f"valid keys: {', '.join(valid)}{_nearest(key, valid)}" if valid else f"{node.__name__} has no keys"]
 
 
-def _group_hint(text: str) -> str:
-    for quote in ("'", "`"):
-        for word in text.split(quote)[1::2]:
-            near = difflib.get_close_matches(word, [*SCHEMAS, "experiment", *SHORTHANDS, "name", "seed", "engine"], 3)
-            if near:
-                return f"\n  did you mean {' or '.join(near)}?"
-    return ""
+def _hints(error: Exception) -> list[str]:
+    """What Hydra itself proposes, else the keys there are."""
+    lines = str(error).splitlines()
+    proposed = [line.strip() for line in lines if "Did you mean" in line]
+    available = [line.strip() for line in lines if line.startswith("\t")]
+    if available:
+        return [f"valid: {', '.join(available)}"]
+    return proposed or [f"valid keys: {', '.join(KEYS)}"]
 
 
 def _nearest(word: str, valid: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, valid, n=3, cutoff=0.4)
-    return f"did you mean {' or '.join(near)}?" if near else ""
+    near = difflib.get_close_matches(word.strip("'\""), valid, n=3, cutoff=0.4)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def _first_line(error: BaseException) -> str:

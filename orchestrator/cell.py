@@ -8,6 +8,7 @@ import dataclasses
 import enum
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,8 +82,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
     if value is None or isinstance(value, bool | int | float | str):
-        if isinstance(value, float) and value != value:
-            raise TypeError("canonical JSON has no NaN")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise TypeError(f"canonical JSON has no {value}")
         return value
     raise TypeError(f"canonical JSON cannot hold {type(value).__name__}: {value!r}")
 

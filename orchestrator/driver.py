@@ -5,6 +5,7 @@ one takes the sweep over.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from conf.schema import ClusterConf
@@ -13,6 +14,7 @@ from orchestrator.events import (
     Action,
     AttemptEnded,
     CellSucceeded,
+    End,
     EvaluateEnded,
     Event,
     Job,
@@ -83,12 +85,13 @@ class Driver:
                     self._carry_out(action)
             if self._schedule.finished:
                 return
-            events = [*self._scheduler.wait(POLL_SECONDS), *self._timeouts(), Tick(time.monotonic())]
+            ends = self._scheduler.wait(POLL_SECONDS)
+            events = [Tick(time.monotonic()), *ends, *self._timeouts(ends)]
             if self._schedule.num_running == 0:
                 time.sleep(POLL_SECONDS)
-            if time.monotonic() - seen > NODES_SECONDS:
+            if time.monotonic() - seen > NODES_SECONDS or any(_is_loss(end) for end in ends):
                 seen = time.monotonic()
-                events.append(NodesChanged(self._scheduler.nodes()))
+                events.insert(0, NodesChanged(self._scheduler.nodes()))
 
     def _before(self, event: Event) -> None:
         """Write the result of an attempt whose worker did not live to write it."""
@@ -122,11 +125,12 @@ class Driver:
         self._running[key] = _Running(host_id, time.monotonic() + timeout_seconds, timeout_seconds)
         self._progress.started(self._cells[key], "quantize" if host_id is None else "evaluate")
 
-    def _timeouts(self) -> list[Event]:
-        """Kill what has passed its time limit and say so."""
-        events: list[Event] = []
+    def _timeouts(self, ends: Sequence[End]) -> list[End]:
+        """Kill what has passed its time limit, unless it has just ended, and say so."""
+        events: list[End] = []
+        ended = {end.key for end in ends}
         for key, running in self._running.items():
-            if time.monotonic() < running.deadline:
+            if key in ended or time.monotonic() < running.deadline:
                 continue
             self._scheduler.abort(key)
             stage = "quantize" if running.host_id is None else "evaluate"
@@ -191,6 +195,11 @@ class Driver:
             stage = "evaluate" if (attempt.directory / "quantize.json").exists() else "quantize"
             failure = Failure(stage, FailureKind.CANCELLED, "the sweep was interrupted; run it again to go on")
             end_attempt(attempt.directory, self._cells[key], CellStatus.CANCELLED, failure)
+
+
+def _is_loss(end: End) -> bool:
+    """Perhaps its node is gone: better to know before anything is started there again."""
+    return end.failure is not None and end.failure.kind is FailureKind.WORKER_LOST
 
 
 def close_abandoned(cells: list[Cell], states: dict[str, CellState]) -> int:

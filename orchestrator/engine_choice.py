@@ -60,11 +60,11 @@ def choose_engine(
     load (source | dense | packed). device: cpu | cuda. Raises ConfigError when the requested engine cannot, or none
     can.
     """
-    _require("engine", requested, ("auto", *ENGINES))
-    _require("suite.dtype", dtype, DTYPES)
-    _require("weight format", weight_format, WEIGHT_FORMATS)
-    _require("device", device, ("cpu", "cuda"))
-    _require("model.architecture", architecture, tuple(CAPABILITIES))
+    require("engine", requested, ("auto", *ENGINES))
+    require("suite.dtype", dtype, DTYPES)
+    require("weight format", weight_format, WEIGHT_FORMATS)
+    require("device", device, ("cpu", "cuda"))
+    require("model.architecture", architecture, tuple(CAPABILITIES))
     if weight_format == "packed":
         raise ConfigError("no engine serves packed weights yet; they are multiplied out for it (weight format dense)")
     refusals = {engine: _refusal(engine, architecture, head_dim, device) for engine in ENGINES}
@@ -94,7 +94,8 @@ def _refusal(engine: str, architecture: str, head_dim: int | None, device: str) 
     return capability.vllm_cpu
 
 
-def _require(key: str, value: str, valid: tuple[str, ...]) -> None:
+def require(key: str, value: str, valid: tuple[str, ...]) -> None:
+    """Raise ConfigError, with the nearest and all valid values, when `value` is none of them."""
     if value not in valid:
         near = difflib.get_close_matches(value, valid, n=1)
         hint = f"did you mean {near[0]}? " if near else ""

@@ -79,7 +79,8 @@ class Tick:
     now: float
 
 
-Event = NodesChanged | QuantizeEnded | EvaluateEnded | Tick
+End = QuantizeEnded | EvaluateEnded
+Event = NodesChanged | End | Tick
 
 
 # --- actions ---------------------------------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ from workers.api import ModelRef
 from workers.errors import PrerequisiteError
 from workers.zoo import zoo_path
 
+NO_SIZES = ("torch_dtype", "tie_word_embeddings")
+MAY_BE_ZERO = ("first_dense_layers", "extra_parameters")
 IDENTITY_SUFFIXES = (".safetensors", ".json", ".model", ".txt", ".jinja")
 
 
@@ -29,6 +31,8 @@ def resolve_model(conf: ModelConf, *, online: bool) -> ResolvedModel:
 
     Raises ConfigError for a directory that cannot be used, PrerequisiteError when the hub does not answer.
     """
+    if conf.shape is not None and (problem := size_problem(conf.shape)):
+        raise ConfigError(f"model.shape.{problem}")
     directory = _local_directory(conf)
     if directory is not None:
         return _resolve_directory(conf, directory)
@@ -75,7 +79,10 @@ def _resolve_hub(conf: ModelConf, *, online: bool) -> ResolvedModel:
         revision, config = _ask_hub(conf)
     shape = conf.shape or (shape_from_config(config, Path(conf.repo)) if config else None)
     if shape is None:
-        raise ConfigError(f"model.repo={conf.repo}: its shape is known only to the hub; give model.shape.* to plan it")
+        raise ConfigError(
+            f"model.repo={conf.repo}: its shape is known only to the hub; to plan it, start from a model of its size: "
+            f"model=llama2-7b model.repo={conf.repo}"
+        )
     ref = ModelRef(
         name=_name(conf, conf.repo.split("/")[-1]),
         repo=conf.repo,
@@ -141,19 +148,35 @@ def _refuse_pickles(directory: Path) -> None:
 
 
 def shape_from_config(config: dict[str, Any], where: Path) -> ShapeConf:
-    """Sizes out of a config.json. Raises ConfigError naming a size that is missing."""
+    """Sizes out of a config.json. Raises ConfigError naming a size that is missing or no size."""
     names = {f.name for f in dataclasses.fields(ShapeConf)}
     known = {k: v for k, v in config.items() if k in names and v is not None}
-    known.setdefault("torch_dtype", config.get("dtype") or "float32")
+    known["torch_dtype"] = str(config.get("torch_dtype") or config.get("dtype") or "float32")
     for required in ("hidden_size", "num_hidden_layers", "vocab_size"):
         if required not in known:
             raise ConfigError(f"{where}/config.json: no `{required}`")
     known.setdefault("max_position_embeddings", 2048)
-    heads = known.get("num_attention_heads")
-    if heads:
-        known.setdefault("num_key_value_heads", heads)
-        known.setdefault("head_dim", known["hidden_size"] // heads)
-    return ShapeConf(**known)
+    shape = ShapeConf(**known)
+    if problem := size_problem(shape):
+        raise ConfigError(f"{where}/config.json: {problem}")
+    heads = shape.num_attention_heads
+    if heads is None:
+        return shape
+    return dataclasses.replace(
+        shape,
+        num_key_value_heads=shape.num_key_value_heads or heads,
+        head_dim=shape.head_dim or shape.hidden_size // heads,
+    )
+
+
+def size_problem(shape: ShapeConf) -> str | None:
+    """What is no size, or null."""
+    for field in dataclasses.fields(shape):
+        value, least = getattr(shape, field.name), 0 if field.name in MAY_BE_ZERO else 1
+        is_size = isinstance(value, int) and not isinstance(value, bool)
+        if field.name not in NO_SIZES and value is not None and not (is_size and value >= least):
+            return f"{field.name}={value!r} is not a whole number of at least {least}"
+    return None
 
 
 def content_hash(directory: Path) -> str:

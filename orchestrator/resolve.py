@@ -10,17 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from conf.errors import ConfigError
-from conf.schema import CellConf, FloatScheme, ModelConf, NodeConf, SuiteConf
+from conf.schema import CellConf, FloatScheme, ModelConf, NodeConf, ShapeConf, SuiteConf, UniformScheme
 from orchestrator import cell as identity
 from orchestrator.cell import Cell, CellStatus, Engine
 from orchestrator.cluster import device
-from orchestrator.engine_choice import choose_engine
+from orchestrator.engine_choice import DTYPES, ENGINES, choose_engine, require
 from orchestrator.models import ResolvedModel, resolve_model
 from orchestrator.shapes import group_size_problem, head_dim
 from orchestrator.support import illegal, support
 from orchestrator.sweep import Point, Sweep
 from orchestrator.texts import check_calibration, check_suite, resolve_text
 from workers.api import TextRef
+from workers.methods.accounting import SCALE_BITS
 from workers.zoo import zoo_path
 
 MAX_PROBLEMS_SHOWN = 20
@@ -56,6 +57,7 @@ class _Resolver:
 
     def cell(self, point: Point) -> Cell:
         model = self._model(point.config.model)
+        _check_values(point.config, model.shape)
         config, notes = _effective(point.config, model, device(self._nodes, point.config.numerics.device))
         calibration = self._text(config.calibration.source, config.calibration.path, "train")
         texts = self._texts(config.suite)
@@ -113,6 +115,23 @@ class _Resolver:
             own = texts["tasks"].location if "tasks" in texts else None
             check_tasks(config.suite.tasks, Path(own) if own else None)
         self._checked.add(checked)
+
+
+def _check_values(config: CellConf, shape: ShapeConf) -> None:
+    """Raise ConfigError for a value that no cell can have, whether or not its method is built."""
+    require("engine", config.engine, ("auto", *ENGINES))
+    require("numerics.device", config.numerics.device, ("auto", "cpu", "cuda"))
+    require("numerics.dtype", config.numerics.dtype, DTYPES)
+    require("suite.dtype", config.suite.dtype, ("auto", *DTYPES))
+    require("model.shape.torch_dtype", shape.torch_dtype, DTYPES)
+    if isinstance(config.scheme, UniformScheme):
+        require("scheme.scale_dtype", config.scheme.scale_dtype, tuple(SCALE_BITS))
+    if config.seed < 0:
+        raise ConfigError(f"seed={config.seed}: at least 0")
+    if config.suite.limit is not None and config.suite.limit < 1:
+        raise ConfigError(f"suite.limit={config.suite.limit}: at least 1, or null for all examples")
+    if not config.suite.perplexity and not config.suite.tasks:
+        raise ConfigError(f"suite={config.suite.name} scores nothing: give it texts (perplexity) or tasks")
 
 
 def _effective(config: CellConf, model: ResolvedModel, device_name: str) -> tuple[CellConf, tuple[str, ...]]:

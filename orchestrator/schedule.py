@@ -3,9 +3,10 @@
 The driver owns the queue. Order: 16-bit baselines first, then engines whose model has nothing left to quantize, then
 quantization, then engines whose model will still get more cells; within each the largest first, then the longest.
 
-The first request that fits nowhere reserves the node that is nearest to having room: nothing behind it starts there and
-smaller hosts there get no more cells, so that small cells cannot starve one that needs several GPUs. An engine host
-without waiting cells is given back as soon as a queued request does not fit beside it, and always after `idle_seconds`.
+The first request that fits nowhere and has no host either reserves the node that is nearest to having room: nothing
+behind it starts there and smaller hosts there get no more cells, so that small cells cannot starve one that needs
+several GPUs. An engine host without waiting cells is given back as soon as a queued request does not fit beside it, and
+always after `idle_seconds`.
 """
 
 import heapq
@@ -36,7 +37,7 @@ from workers.api import Failure, FailureKind
 
 HOST_START_SECONDS = 60.0  # a second host for one model must have at least this much waiting work
 HOMELESS_SECONDS = 600.0  # how long work waits for a node that is large enough
-SUSPECT_KINDS = (FailureKind.ENGINE, FailureKind.INTERNAL)  # after these a host's state is not trusted
+SUSPECT_KINDS = (FailureKind.ENGINE, FailureKind.INTERNAL, FailureKind.WORKER_LOST)  # a host is not trusted after these
 
 Kind = tuple[str | None, Placement]  # what work asks for: a host of which host_key (null for quantize), and how large
 
@@ -253,7 +254,8 @@ class Schedule:
                 self._start(queue.pop(), kind, node_id, actions)
             else:
                 unfit.add(placement)
-                reservation = reservation or self._reserve(placement)
+                if reservation is None and not self._num_hosts(kind):
+                    reservation = self._reserve(placement)
                 continue
             if queue.heap:
                 heapq.heappush(in_order, (self._precedence(queue), kind))
@@ -283,11 +285,12 @@ class Schedule:
         return next(idle, None)
 
     def _wants_node(self, queue: _Queue) -> bool:
-        """Quantization does; an engine, where it has a host already, only when another is worth its start."""
-        if queue.kind[0] is None:
-            return True
-        running = sum(host.kind == queue.kind and not host.lost for host in self._hosts.values())
-        return not running or queue.seconds / (running + 1) >= HOST_START_SECONDS
+        """Whoever has no host does; one who has, only when another is worth its start."""
+        num_hosts = self._num_hosts(queue.kind)
+        return not num_hosts or queue.seconds / (num_hosts + 1) >= HOST_START_SECONDS
+
+    def _num_hosts(self, kind: Kind) -> int:
+        return sum(host.kind == kind and not host.lost for host in self._hosts.values())
 
     def _room_for(self, placement: Placement, reservation: _Reservation | None, actions: list[Action]) -> str | None:
         """A node with room; where there is none, idle hosts are given back if that makes some."""

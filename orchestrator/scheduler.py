@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from conf.schema import ClusterConf, NodeConf
 from orchestrator.cluster import gpu_memories_gib
 from orchestrator.cost_model import assumed_node
-from orchestrator.events import EvaluateEnded, Event, Node, QuantizeEnded
+from orchestrator.events import End, EvaluateEnded, Node, QuantizeEnded
 from orchestrator.placement import Placement
 from orchestrator.storage import lost, read_result
 from workers.api import EvaluateRequest, Failure, QuantizeRequest
@@ -44,7 +44,7 @@ class Scheduler(Protocol):
     def stop_host(self, host_id: str) -> None:
         """Give a host's resources back; one that is gone already is no error."""
 
-    def wait(self, timeout_seconds: float) -> list[Event]:
+    def wait(self, timeout_seconds: float) -> list[End]:
         """Ends that have come in, waiting at most `timeout_seconds` for the first."""
 
     def storage_problems(self, root: Path) -> list[str]:
@@ -58,7 +58,7 @@ class InlineScheduler:
     """Everything in this process, one thing after another: for debugging, with ordinary stack traces."""
 
     def __init__(self) -> None:
-        self._events: list[Event] = []
+        self._events: list[End] = []
         self._hosts: dict[str, Any] = {}
 
     def nodes(self) -> tuple[Node, ...]:
@@ -91,7 +91,7 @@ class InlineScheduler:
     def storage_problems(self, root: Path) -> list[str]:
         return []
 
-    def wait(self, timeout_seconds: float) -> list[Event]:
+    def wait(self, timeout_seconds: float) -> list[End]:
         events, self._events = self._events, []
         return events
 
@@ -137,7 +137,8 @@ class RayScheduler:
             )
         except ConnectionError as error:
             raise PrerequisiteError(
-                f"no Ray cluster answers at {self.cluster.address} ({error}); start one: ray start --head --port=6379"
+                f"no Ray cluster answers at {self.cluster.address} ({error}). Start one: ray start --head --port=6379. "
+                "If it runs and wants its token (it does where ~/.ray/auth_token existed), set RAY_AUTH_MODE=token"
             ) from error
 
     def nodes(self) -> tuple[Node, ...]:
@@ -207,7 +208,7 @@ class RayScheduler:
                 )
         return problems
 
-    def wait(self, timeout_seconds: float) -> list[Event]:
+    def wait(self, timeout_seconds: float) -> list[End]:
         import ray
 
         if not self._pending:
@@ -216,7 +217,7 @@ class RayScheduler:
         more, _ = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0)
         return [self._event(reference) for reference in dict.fromkeys([*done, *more])]
 
-    def _event(self, reference: Any) -> Event:
+    def _event(self, reference: Any) -> End:
         import ray
 
         pending = self._pending.pop(reference)

@@ -2,28 +2,29 @@
 
 checkpoints/<quantize_key>/     finished checkpoints, the manifest being the commit
 attempts/<key>-<number>/        one try at a cell: cell.json, log.txt, quantize.json, and result.json when it ended
-leases/<sweep>.json             which driver works on a sweep
+leases/<sweep>/                 which driver works on a sweep (lease.py)
+
+Other things lying there are left alone. The file system must have hard links and renames that replace nothing.
 """
 
 import contextlib
+import errno
 import json
-import os
-import socket
-import threading
-import time
+import re
+import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-
-import psutil
 
 from orchestrator.cell import Cell, CellStatus
+from orchestrator.lease import Lease
 from workers.api import AttemptResult, Failure, FailureKind, Manifest, QuantizeResult, from_json, to_json
-from workers.errors import LockedError, PrerequisiteError
+from workers.errors import PrerequisiteError
+from workers.files import create
 
 KEY_DIGITS = 16
-HEARTBEAT_SECONDS = 5.0
-STALE_SECONDS = 60.0
+ATTEMPT_NAME = re.compile(rf"([0-9a-f]{{{KEY_DIGITS}}})-([0-9]{{3,}})")
+TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)  # why a directory cannot be renamed to a name in use
 
 
 @dataclass(frozen=True)
@@ -52,16 +53,22 @@ class CellState:
 
 
 class Storage:
-    """Paths and files under one root. Raises PrerequisiteError when the root cannot be written."""
+    """Paths and files under one root. Raises PrerequisiteError when the root cannot be used."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
-        try:
+        with self._usable():
             for name in ("checkpoints", "attempts", "leases"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
+
+    @contextlib.contextmanager
+    def _usable(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise PrerequisiteError(
-                f"storage {root}: {error.strerror}; give a directory that can be written: cluster.storage=<directory>"
+                f"storage {self.root}: {error.strerror}; give a directory that can be read and written: "
+                "cluster.storage=<directory>"
             ) from error
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
@@ -83,38 +90,44 @@ class Storage:
 
     # --- attempts ----------------------------------------------------------------------------------------------------
 
-    def attempts(self) -> dict[str, tuple[Attempt, ...]]:
-        """All attempts by the first digits of their cell's key, oldest first."""
-        found: dict[str, list[Attempt]] = {}
-        for directory in sorted((self.root / "attempts").iterdir()):
-            key, _, number = directory.name.partition("-")
-            found.setdefault(key, []).append(Attempt(directory, int(number), read_result(directory)))
-        return {key: tuple(sorted(tries, key=lambda a: a.number)) for key, tries in found.items()}
-
     def states(self, cells: list[Cell]) -> dict[str, CellState]:
         """The state of each cell by its key. An open attempt reads as RUNNING."""
-        attempts = self.attempts()
-        return {cell.key: _state(cell, attempts.get(cell.key[:KEY_DIGITS], ())) for cell in cells}
+        directories = self._attempt_directories()
+        with self._usable():
+            return {cell.key: _state(cell, _attempts(directories.get(cell.key[:KEY_DIGITS], {}))) for cell in cells}
 
     def open_attempt(self, cell: Cell) -> Attempt:
-        """A new attempt directory; its number is one more than the last, by exclusive create."""
-        number = 1
-        while True:
-            directory = self.root / "attempts" / f"{cell.key[:KEY_DIGITS]}-{number:03d}"
-            try:
-                directory.mkdir()
-                break
-            except FileExistsError:
-                number += 1
+        """A new attempt directory, numbered one more than the last; it appears whole, and two never share one."""
         record = {"label": cell.label, "evaluate_key": cell.evaluate_key, "payload": cell.payload}
-        (directory / "cell.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        return Attempt(directory, number, None)
+        draft = self.root / "attempts" / f".{uuid.uuid4().hex}"
+        key = cell.key[:KEY_DIGITS]
+        with self._usable():
+            draft.mkdir()
+            (draft / "cell.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            while True:
+                number = 1 + max(self._attempt_directories().get(key, {}), default=0)
+                directory = draft.with_name(f"{key}-{number:03d}")
+                try:
+                    draft.rename(directory)
+                    return Attempt(directory, number, None)
+                except OSError as error:
+                    if error.errno not in TAKEN:
+                        raise
+
+    def _attempt_directories(self) -> dict[str, dict[int, Path]]:
+        """First digits of a cell's key -> attempt number -> directory."""
+        found: dict[str, dict[int, Path]] = {}
+        with self._usable():
+            for path in (self.root / "attempts").iterdir():
+                if match := ATTEMPT_NAME.fullmatch(path.name):
+                    found.setdefault(match[1], {})[int(match[2])] = path
+        return found
 
     # --- one driver per sweep ----------------------------------------------------------------------------------------
 
-    def lease(self, sweep: str) -> "Lease":
+    def lease(self, sweep: str) -> Lease:
         """The right to drive a sweep."""
-        return Lease(self.root / "leases" / f"{sweep}.json")
+        return Lease(self.root / "leases" / sweep)
 
 
 def end_attempt(directory: Path, cell: Cell, status: CellStatus, failure: Failure | None) -> AttemptResult:
@@ -127,11 +140,7 @@ def end_attempt(directory: Path, cell: Cell, status: CellStatus, failure: Failur
         failure=failure,
         quantize=from_json(QuantizeResult, quantize.read_text(encoding="utf-8")) if quantize.exists() else None,
     )
-    temporary = directory / f".result.{os.getpid()}"
-    temporary.write_text(to_json(result), encoding="utf-8")
-    with contextlib.suppress(FileExistsError):
-        os.link(temporary, directory / "result.json")
-    temporary.unlink()
+    create(directory / "result.json", to_json(result))
     written = read_result(directory)
     assert written is not None
     return written
@@ -148,6 +157,15 @@ def lost(stage: str, message: str) -> Failure:
     return Failure(stage=stage, kind=FailureKind.WORKER_LOST, message=message)
 
 
+def _attempts(directories: dict[int, Path]) -> tuple[Attempt, ...]:
+    """Oldest first. What has no cell.json never became an attempt."""
+    return tuple(
+        Attempt(directory, number, read_result(directory))
+        for number, directory in sorted(directories.items())
+        if (directory / "cell.json").exists()
+    )
+
+
 def _state(cell: Cell, attempts: tuple[Attempt, ...]) -> CellState:
     if cell.support is not None:
         return CellState(cell.support, attempts)
@@ -155,53 +173,3 @@ def _state(cell: Cell, attempts: tuple[Attempt, ...]) -> CellState:
         return CellState(CellStatus.PENDING, attempts)
     last = attempts[-1].result
     return CellState(CellStatus.RUNNING if last is None else CellStatus(last.status), attempts)
-
-
-class Lease:
-    """A file with host, pid and heartbeat. Entering raises LockedError while another driver holds it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True)
-
-    def __enter__(self) -> "Lease":
-        while True:
-            try:
-                with self._path.open("x", encoding="utf-8") as file:
-                    file.write(self._record())
-                break
-            except FileExistsError:
-                self._refuse_live_holder()
-                self._path.unlink(missing_ok=True)
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._path.unlink(missing_ok=True)
-
-    def _record(self) -> str:
-        return json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "heartbeat": time.time()})
-
-    def _refuse_live_holder(self) -> None:
-        try:
-            holder = json.loads(self._path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
-            return
-        here = holder["host"] == socket.gethostname()
-        alive = psutil.pid_exists(holder["pid"]) if here else time.time() - holder["heartbeat"] < STALE_SECONDS
-        if alive:
-            raise LockedError(
-                f"sweep {self._path.stem} is being driven by process {holder['pid']} on {holder['host']}; wait for it, "
-                "or stop it there (Ctrl-C) and run the same command again"
-            )
-
-    def _beat(self) -> None:
-        while not self._stop.wait(HEARTBEAT_SECONDS):
-            temporary = self._path.with_suffix(".beat")
-            temporary.write_text(self._record(), encoding="utf-8")
-            temporary.replace(self._path)

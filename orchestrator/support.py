@@ -5,11 +5,11 @@ from pathlib import Path
 
 import yaml
 
-from conf.schema import CellConf
+from conf.schema import CellConf, FloatScheme
 from orchestrator.cell import CellStatus
 from workers.arch import ARCHITECTURES
 from workers.methods.refusals import refusals
-from workers.methods.registry import missing_schemes, missing_stages
+from workers.methods.registry import is_baseline, missing_schemes, missing_stages
 
 APPLICABILITY = Path(__file__).resolve().parents[1] / "conf" / "applicability.yaml"
 
@@ -36,7 +36,10 @@ def illegal(config: CellConf) -> list[str]:
     """Why a combination of implemented stages and scheme makes no sense; empty when it does."""
     if missing_stages(config.method) or missing_schemes(config.scheme):
         return []
-    return list(refusals(config.method, config.scheme))
+    reasons = list(refusals(config.method, config.scheme))
+    if is_baseline(config.method) and not isinstance(config.scheme, FloatScheme):
+        reasons.append("scheme: nothing is rounded, so there is no grid; leave the scheme to the method")
+    return reasons
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from typing import Any
 from conf import register
 from conf.errors import ConfigError
 from conf.register import Choice, Composed
-from conf.schema import CellConf, ClusterConf, FloatScheme, TrackingConf
+from conf.schema import CellConf, ClusterConf, FloatScheme, RootConf, TrackingConf
 
 NODES = ("model", "method", "scheme", "calibration", "suite", "lane", "numerics", "engine", "seed")
 RESERVED_NAMES = ("storage", "mlflow")
@@ -56,6 +56,10 @@ class _Nodes:
         choice = self._composed({"method": overrides["method"]}).choices["scheme"]
         return {"scheme": choice, **overrides}
 
+    def root(self, overrides: dict[str, str]) -> RootConf:
+        """Everything under these overrides."""
+        return self._composed(overrides).root
+
     def _composed(self, relevant: dict[str, str]) -> Composed:
         key = tuple(f"{k}={v}" for k, v in relevant.items())
         if key not in self.cache:
@@ -66,30 +70,40 @@ class _Nodes:
 def expand(overrides: Sequence[str]) -> Sweep:
     """Expand command-line overrides over an experiment. Raises ConfigError before anything else happens."""
     with register.hydra_context():
-        choices = register.parse(overrides)
-        experiment = tuple(f"{c.key}={c.values[0]}" for c in choices if c.key == "experiment")
-        if any(c.key == "experiment" and c.is_axis for c in choices):
+        given = {choice.key: choice for choice in register.parse(overrides)}
+        experiment = given.pop("experiment", None)
+        if experiment is not None and experiment.is_axis:
             raise ConfigError("experiment: one at a time")
-        root = register.compose(experiment).root
-        axes = {register.canonical_key(k): tuple(_written(v) for v in vs) for k, vs in root.axes.items()}
-        given = {c.key: c for c in choices if c.key != "experiment"}
-        axes |= {k: c.values for k, c in given.items() if c.is_axis or k in axes}
-        fixed = {k: c.values[0] for k, c in given.items() if k not in axes}
-        _no_axis_over_execution(axes)
-        execution = {k: v for k, v in fixed.items() if _head(k) not in NODES}
-        root = register.compose([*experiment, *(f"{k}={v}" for k, v in execution.items())]).root
-        identity = {k: v for k, v in fixed.items() if _head(k) in NODES}
-        points = tuple(_points(_Nodes(experiment), identity, axes, root.exclude))
-    _check_name(root.name)
+        nodes = _Nodes(() if experiment is None else (f"experiment={experiment.values[0]}",))
+        axes = _axes(nodes.root({}), given)
+        fixed = {key: choice.values[0] for key, choice in given.items() if key not in axes}
+        root = nodes.root({key: value for key, value in fixed.items() if _head(key) not in NODES})
+        _check_execution(root)
+        _check_exclusions(root.exclude, axes)
+        identity = {key: value for key, value in fixed.items() if _head(key) in NODES}
+        points = tuple(_points(nodes, identity, axes, root.exclude))
+    if not points:
+        raise ConfigError("`exclude` leaves no cell")
     return Sweep(root.name, points, root.cluster, root.tracking)
+
+
+def _axes(root: RootConf, given: dict[str, Choice]) -> dict[str, tuple[str, ...]]:
+    """The experiment's axes, those of the command line in their place or behind them."""
+    axes = {register.canonical_key(key): tuple(_written(v) for v in values) for key, values in root.axes.items()}
+    axes |= {key: choice.values for key, choice in given.items() if choice.is_axis or key in axes}
+    for key, values in axes.items():
+        if not values:
+            raise ConfigError(f"axis `{key}` has no values")
+        if _head(key) not in NODES:
+            raise ConfigError(f"`{key}` cannot be an axis: only {', '.join(NODES)} identify a cell")
+        for value in values:
+            register.check_option(key, value)
+    return axes
 
 
 def _points(
     nodes: _Nodes, fixed: dict[str, str], axes: dict[str, tuple[str, ...]], exclude: list[dict[str, Any]]
 ) -> Iterator[Point]:
-    for key, values in axes.items():
-        if not values:
-            raise ConfigError(f"axis `{key}` has no values")
     seen: set[str] = set()
     for combination in itertools.product(*axes.values()):
         assignment = dict(zip(axes, combination, strict=True))
@@ -139,18 +153,23 @@ def _excluded(assignment: dict[str, str], rule: dict[str, Any]) -> bool:
     return True
 
 
-def _no_axis_over_execution(axes: dict[str, tuple[str, ...]]) -> None:
-    for key, values in axes.items():
-        if _head(key) not in NODES and len(values) > 1:
-            raise ConfigError(f"`{key}` cannot be an axis: only {', '.join(NODES)} identify a cell")
+def _check_exclusions(exclude: list[dict[str, Any]], axes: dict[str, tuple[str, ...]]) -> None:
+    for rule in exclude:
+        for key in rule:
+            if register.canonical_key(key) not in axes:
+                raise ConfigError(f"exclude: `{key}` is not an axis here; the axes are {', '.join(axes)}")
 
 
-def _check_name(name: str) -> None:
-    if name in RESERVED_NAMES or not re.fullmatch(r"[\w][\w.+-]*", name):
+def _check_execution(root: RootConf) -> None:
+    if root.name in RESERVED_NAMES or not re.fullmatch(r"[\w][\w.+-]*", root.name):
         raise ConfigError(
-            f"name={name}: a sweep's name is a directory under results/; use letters, digits, `.`, `_`, `+`, `-`, "
+            f"name={root.name}: a sweep's name is a directory under results/; use letters, digits, `.`, `_`, `+`, `-`, "
             f"and not {' or '.join(RESERVED_NAMES)}"
         )
+    if "://" in root.cluster.storage:
+        raise ConfigError(f"cluster.storage={root.cluster.storage}: a directory that every node sees, not a URL")
+    if root.cluster.nodes is not None and not any(node.count > 0 for node in root.cluster.nodes):
+        raise ConfigError("cluster.nodes: at least one node, or null for what Ray finds")
 
 
 def _written(value: Any) -> str:

@@ -26,11 +26,14 @@ from workers.api import (
     to_json,
 )
 from workers.errors import CellError
+from workers.files import create, replace
 
 log = logging.getLogger(__name__)
 
 EXIT_CODE = 70  # the process cannot be trusted with another cell
 FATAL_KINDS = (FailureKind.OUT_OF_MEMORY, FailureKind.CUDA)
+GPU_MEMORY_WORDS = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+NETWORK_LIBRARIES = ("httpx", "httpx2", "huggingface_hub", "requests", "urllib3")
 
 
 def quantize_stage(request: QuantizeRequest, *, capture_output: bool = True) -> Failure | None:
@@ -55,7 +58,7 @@ def quantize_stage(request: QuantizeRequest, *, capture_output: bool = True) -> 
                 peak_memory_gib=manifest.peak_memory_gib,
                 worker_start_seconds=start_seconds,
             )
-            _write(directory / "quantize.json", to_json(result))
+            replace(directory / "quantize.json", to_json(result))
             return None
         except Exception as error:
             return _fail(directory, _empty_result(request), "quantize", error, capture_output)
@@ -76,7 +79,7 @@ class EngineHost:
         with _attempt_log(directory, capture_output):
             try:
                 result = self._score(request)
-                _write(directory / "result.json", to_json(_succeeded(request, result)))
+                create(directory / "result.json", to_json(_succeeded(request, result)))
                 return None
             except Exception as error:
                 return _fail(directory, _empty_result(request), "evaluate", error, capture_output)
@@ -96,27 +99,33 @@ class EngineHost:
 
 def classify(stage: str, error: BaseException) -> Failure:
     """Which row of the failure table an error belongs to."""
-    kind = FailureKind.INTERNAL
     text = str(error)
-    if isinstance(error, CellError):
-        kind = error.kind
-    elif type(error).__name__ == "OutOfMemoryError" or "CUDA out of memory" in text:
-        kind = FailureKind.OUT_OF_MEMORY
-    elif "CUDA error" in text or type(error).__name__ == "AcceleratorError":
-        kind = FailureKind.CUDA
-    elif isinstance(error, MemoryError):
-        kind = FailureKind.WORKER_LOST
-    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        kind = FailureKind.DISK_FULL
-    elif isinstance(error, ConnectionError | TimeoutError):
-        kind = FailureKind.TRANSIENT
     return Failure(
         stage=stage,
-        kind=kind,
+        kind=_kind(error, text),
         message=text or type(error).__name__,
         layer=getattr(error, "layer", None),
         traceback="".join(traceback.format_exception(error)),
     )
+
+
+def _kind(error: BaseException, text: str) -> FailureKind:
+    name = type(error).__name__
+    code = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, CellError):
+        return error.kind
+    if name == "OutOfMemoryError" or any(words in text for words in GPU_MEMORY_WORDS):
+        return FailureKind.OUT_OF_MEMORY
+    if name == "AcceleratorError" or "CUDA error" in text:
+        return FailureKind.CUDA
+    if isinstance(error, MemoryError) or code == errno.ENOMEM or "can't allocate memory" in text:
+        return FailureKind.WORKER_LOST
+    if code in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in text:
+        return FailureKind.DISK_FULL
+    libraries = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
+    if isinstance(error, ConnectionError | TimeoutError) or libraries & set(NETWORK_LIBRARIES):
+        return FailureKind.TRANSIENT
+    return FailureKind.INTERNAL
 
 
 def _fail(directory: Path, result: AttemptResult, stage: str, error: Exception, capture_output: bool) -> Failure:
@@ -125,7 +134,7 @@ def _fail(directory: Path, result: AttemptResult, stage: str, error: Exception, 
     failure = classify(stage, error)
     log.error("%s: %s\n%s", failure.kind, failure.message, failure.traceback)
     quantize = _quantize_result(directory)
-    _write(
+    create(
         directory / "result.json",
         to_json(AttemptResult(result.evaluate_key, result.quantize_key, "FAILED", failure=failure, quantize=quantize)),
     )
@@ -152,12 +161,6 @@ def _quantize_result(directory: Path) -> QuantizeResult | None:
     """What the quantize stage of this attempt left; null when it found the checkpoint made."""
     path = directory / "quantize.json"
     return from_json(QuantizeResult, path.read_text(encoding="utf-8")) if path.exists() else None
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 @contextlib.contextmanager

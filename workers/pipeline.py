@@ -31,7 +31,7 @@ from workers.methods.errors import MethodError
 from workers.methods.linear import quantize_linear
 from workers.methods.registry import Need, is_baseline, needs
 from workers.model_files import load_tokenizer, local_directory
-from workers.process import peak_memory_gib, reset_peak_memory, versions
+from workers.process import peak_memory_gib, reset_peak_memory, return_freed_memory, versions
 from workers.stream import BlockStream
 
 log = logging.getLogger(__name__)
@@ -90,6 +90,7 @@ def _make(request: QuantizeRequest, unfinished: Path) -> Manifest:
     started = time.perf_counter()
     source = local_directory(request.model)
     device = torch.device(request.numerics.device)
+    return_freed_memory()
     reset_peak_memory(device)
     stream = BlockStream(request.model, source, dtype=getattr(torch, request.numerics.dtype), device=device)
     windows = _calibration(request, source, stream.config.get_text_config().vocab_size)
@@ -160,7 +161,7 @@ def _first_streams(request: QuantizeRequest, stream: BlockStream, windows: Windo
     quantized = [batch.clone() for batch in reference]
     if not needs(request.method):
         return Streams([], reference, quantized, {}, canary_kwargs)
-    calibration, kwargs = stream.first_inputs(torch.from_numpy(windows))
+    calibration, kwargs = stream.first_inputs(torch.tensor(windows))
     return Streams(calibration, reference, quantized, kwargs, canary_kwargs)
 
 

@@ -10,6 +10,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from orchestrator.events import (
     Action,
@@ -30,6 +31,8 @@ from orchestrator.events import (
 from orchestrator.placement import Placement
 from orchestrator.schedule import HOMELESS_SECONDS, Schedule
 from workers.api import Failure, FailureKind
+
+T = TypeVar("T")
 
 RETRIES = {FailureKind.TRANSIENT: 3, FailureKind.WORKER_LOST: 2}
 FIRST_DELAY_SECONDS = 10.0
@@ -77,7 +80,8 @@ class Record:
     actions: list[tuple[float, Action]] = field(default_factory=list)
     seconds: float = 0.0
 
-    def of(self, kind: type) -> list[Action]:
+    def of(self, kind: type[T]) -> list[T]:
+        """The actions of one kind, in order."""
         return [action for _, action in self.actions if isinstance(action, kind)]
 
 

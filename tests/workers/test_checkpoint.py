@@ -114,19 +114,19 @@ def test_a_tensor_that_the_index_knows_but_its_shard_lacks_is_named(damaged: Pat
 
 
 def test_an_unknown_tensor_is_named(sharded: Path) -> None:
-    with pytest.raises(BadInputError, match="no tensor `model.layers.0.mlp.w1`"):
+    with pytest.raises(BadInputError, match=r"no tensor `model.layers.0.mlp.w1`"):
         CheckpointReader(sharded).read(["model.layers.0.mlp.w1"])
 
 
 @pytest.mark.parametrize("text", ["{", "{}", "[]", "\x00\xff"])
 def test_an_index_that_is_none_is_named(damaged: Path, text: str) -> None:
     (damaged / ck.INDEX).write_text(text, encoding="latin-1")
-    with pytest.raises(BadInputError, match="index.json: not a safetensors index"):
+    with pytest.raises(BadInputError, match=r"index.json: not a safetensors index"):
         CheckpointReader(damaged)
 
 
 def test_a_directory_without_weights_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match="neither model.safetensors nor"):
+    with pytest.raises(BadInputError, match=r"neither model.safetensors nor"):
         CheckpointReader(tmp_path)
 
 
@@ -145,7 +145,7 @@ def test_a_disk_that_takes_no_more_is_an_error_of_the_system(tmp_path: Path) -> 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
     try:
-        with pytest.raises(OSError) as caught:
+        with pytest.raises(OSError, match="File too large") as caught:
             ck.save_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(10_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -14,8 +14,7 @@ CONTINUATION_WORDS = 12
 # A distractor's length in characters differs from the true continuation's by at most this share.
 LENGTH_TOLERANCE = 0.1
 
-# The last word is one the reader has met: a content word, long enough to need several tokens of the mini tokenizer.
-LAST_WORD = re.compile(r"[A-Za-z]{5,}")
+LAST_WORD = re.compile(r"[A-Za-z]{3,}")
 LAST_WORD_CONTEXT_WORDS = 60
 
 
@@ -30,7 +29,10 @@ class ContinuationItem:
 
 @dataclass(frozen=True)
 class LastWordItem:
-    """`word` follows `context` in the text after one space, and stands in `context` too (after LAMBADA, 2016)."""
+    """`word` follows `context` in the text after one space (after LAMBADA, Paperno et al. 2016).
+
+    The word stands in `context` too, behind the same word as at its end, so a small model can know it by reading.
+    """
 
     context: str
     word: str
@@ -78,7 +80,8 @@ def last_word_items(text: str, num_items: int = NUM_ITEMS, seed: int = SEED) -> 
         if start < first_free or not LAST_WORD.fullmatch(word) or _separator(text, words, last) != " ":
             continue
         context = text[words[start].start() : words[last - 1].end()]
-        if re.search(rf"\b{word}\b", context):
+        before = re.escape(words[last - 1].group())
+        if re.search(rf"(?<!\S){before}\s+{word}\b", context):
             items.append(LastWordItem(context, word))
             first_free = last + 1
     random.Random(seed).shuffle(items)
