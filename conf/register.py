@@ -69,7 +69,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
 GROUPS = (*filter(None, SCHEMAS), "experiment")
 SLOTS = ("rotate", "scale", "incohere", "keep", "clip", "tune", "round")
 SHORTHANDS = {"bits": "scheme.bits", "group_size": "scheme.group_size"}
-KEYS = ("experiment", *SHORTHANDS, *(f.name for f in dataclasses.fields(s.RootConf) if f.name != "axes"))
+KEYS = ("experiment", *SHORTHANDS, *(f.name for f in dataclasses.fields(s.RootConf)))
 
 
 def register() -> None:
@@ -224,7 +224,7 @@ def explain(error: Exception) -> str:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
         cause = cause.__cause__ or cause.__context__
-    where = _first_line(error)
+    where = re.sub(r"^In '(.+?)': (\w+ raised while composing config:)?", r"conf/\1.yaml: ", _first_line(error)).strip()
     if not isinstance(cause, OmegaConfBaseException):
         return "\n  ".join([where, *_hints(error)])
     parts = [where]
@@ -252,9 +252,9 @@ def _hints(error: Exception) -> list[str]:
     """What Hydra itself proposes, else the keys there are."""
     lines = str(error).splitlines()
     proposed = [line.strip() for line in lines if "Did you mean" in line]
-    available = [line.strip() for line in lines if line.startswith("\t")]
+    available = [line.strip() for line in lines if line.startswith("\t") and "=" not in line]
     if available:
-        return [f"valid: {', '.join(available)}"]
+        return [f"valid: {', '.join(name for name in available if not name.endswith('_schema'))}"]
     return proposed or [f"valid keys: {', '.join(KEYS)}"]
 
 

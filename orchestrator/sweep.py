@@ -176,8 +176,6 @@ def _written(value: Any) -> str:
     """A YAML value as Hydra's override grammar writes it."""
     if value is None:
         return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
     if isinstance(value, str) and not re.fullmatch(r"[\w./:+-]+", value):
         return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
     return str(value)
