@@ -55,8 +55,8 @@ def test_every_option_of_a_whole_node_composes_to_its_dataclass(row: dict[str, s
         root = register.compose(overrides(row)).root
     for group, name in row.items():
         node: Any = getattr(root, group)
-        assert type(node) is schema_of(group, name)
         assert node.name == name, f"conf/{group}/{name}.yaml says name: {node.name}"
+        assert type(node) is schema_of(group, name)
         assert schema.MISSING not in leaves(node)
 
 

@@ -242,7 +242,7 @@ class _Colour(enum.Enum):
 @pytest.mark.parametrize(
     "value",
     [{1, 2}, object(), b"bytes", 1 + 2j, math.nan, math.inf, -math.inf, Path("x"), _Colour.RED, {1: "a"}, [{"a": {1}}]],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_is_not_plain_data_has_no_canonical_json(value: Any) -> None:
     with pytest.raises(TypeError, match="canonical JSON"):

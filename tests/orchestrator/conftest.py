@@ -1,0 +1,50 @@
+"""A model and texts of the user's own, small enough to plan in no time, in a directory of results of their own."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from conf import register
+from tests.orchestrator.hand_made import write_checkpoint, write_text
+
+_compose = functools.cache(register.compose)
+
+
+@pytest.fixture
+def quick_composition(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Composing is pure and takes 0.1 s: what several tests compose is composed once."""
+
+    def compose(overrides: Sequence[str]) -> register.Composed:
+        return _compose(tuple(overrides))
+
+    monkeypatch.setattr(register, "compose", compose)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "tiny")
+
+
+@pytest.fixture
+def mine(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The command line of a user's own model and texts, one cell of it; results lie in a directory of the test."""
+    monkeypatch.chdir(tmp_path)
+    text = write_text(tmp_path / "text.txt", 200)
+    return [
+        "experiment=smoke",
+        "name=mine",
+        "model=hf",
+        f"model.repo={checkpoint}",
+        "calibration=text",
+        f"calibration.path={text}",
+        "calibration.num_sequences=2",
+        "calibration.sequence_length=32",
+        "suite=text",
+        f"suite.path={text}",
+        "suite.sequence_length=32",
+        "engine=transformers",
+        "numerics.device=cpu",
+        "method=rtn",
+    ]
