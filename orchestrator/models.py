@@ -9,11 +9,13 @@ from typing import Any
 from conf.errors import ConfigError
 from conf.schema import ModelConf, ShapeConf
 from workers.api import ModelRef
+from workers.datasets import HUB_ERRORS
 from workers.errors import PrerequisiteError
 from workers.zoo import zoo_path
 
 NO_SIZES = ("torch_dtype", "tie_word_embeddings")
 MAY_BE_ZERO = ("first_dense_layers", "extra_parameters")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 IDENTITY_SUFFIXES = (".safetensors", ".json", ".model", ".txt", ".jinja")
 
 
@@ -58,8 +60,11 @@ def _local_directory(conf: ModelConf) -> Path | None:
 def _resolve_directory(conf: ModelConf, directory: Path) -> ResolvedModel:
     config = _read_config(directory)
     _refuse_pickles(directory)
-    if not any((directory / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
-        raise ConfigError(f"{directory}: no tokenizer.json or tokenizer.model; save the model's tokenizer beside it")
+    if conf.tokenizer is None and not any((directory / name).exists() for name in TOKENIZER_FILES):
+        raise ConfigError(
+            f"{directory}: no {' or '.join(TOKENIZER_FILES)}; save the model's tokenizer beside it, or name one: "
+            "model.tokenizer=<hub id or directory>"
+        )
     ref = ModelRef(
         name=_name(conf, directory.name),
         repo=conf.repo,
@@ -97,7 +102,13 @@ def _resolve_hub(conf: ModelConf, *, online: bool) -> ResolvedModel:
 
 def _ask_hub(conf: ModelConf) -> tuple[str, dict[str, Any]]:
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         commit = HfApi().model_info(conf.repo, revision=conf.revision).sha
@@ -108,10 +119,14 @@ def _ask_hub(conf: ModelConf) -> tuple[str, dict[str, Any]]:
         ) from error
     except RepositoryNotFoundError as error:
         raise ConfigError(f"model.repo={conf.repo}: the hub has no such repository (or it is private)") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except RevisionNotFoundError as error:
+        raise ConfigError(f"model.revision={conf.revision}: {conf.repo} has no such revision") from error
+    except HUB_ERRORS as error:
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            raise ConfigError(f"model.repo={conf.repo}: it has no config.json, so it is no model") from error
         raise PrerequisiteError(
-            f"the hub did not answer for {conf.repo} ({type(error).__name__}); check the network, or give a "
-            "local copy: model.repo=<directory>"
+            f"the hub did not answer for {conf.repo} ({type(error).__name__}); check the network, or give a local "
+            "copy: model.repo=<directory>"
         ) from error
     assert commit is not None
     return commit, config
@@ -182,7 +197,7 @@ def size_problem(shape: ShapeConf) -> str | None:
 def content_hash(directory: Path) -> str:
     """sha256 over the names and contents of the files that make up a checkpoint."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in directory.iterdir() if p.suffix in IDENTITY_SUFFIXES):
+    for path in sorted(p for p in directory.iterdir() if p.suffix in IDENTITY_SUFFIXES and p.is_file()):
         with path.open("rb") as file:
             digest.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return f"sha256:{digest.hexdigest()}"

@@ -1,11 +1,12 @@
 """results/<sweep>/: what a sweep was asked for, its table and its report."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from conf.errors import ConfigError
 from orchestrator.sweep import RESERVED_NAMES
+from workers.api import from_json, to_json
+from workers.files import replace
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,19 @@ def write_record(name: str, record: SweepRecord) -> None:
     """Remember how a sweep was started."""
     directory = sweep_directory(name)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "sweep.json").write_text(json.dumps(vars(record), indent=1) + "\n", encoding="utf-8")
+    replace(directory / "sweep.json", to_json(record))
 
 
 def all_records() -> dict[str, SweepRecord]:
     """Every sweep under results/ by name."""
     found = {}
     for path in sorted(results_root().glob("*/sweep.json")):
-        found[path.parent.name] = SweepRecord(**json.loads(path.read_text(encoding="utf-8")))
+        try:
+            found[path.parent.name] = from_json(SweepRecord, path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ConfigError(
+                f"{path}: not what a sweep wrote ({error}); remove it, or run that sweep again"
+            ) from error
     return found
 
 

@@ -4,9 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 SHARED_VARIABLE = "PTQ_BENCH_SHARED"
 REQUIRE_SHARED_VARIABLE = "PTQ_BENCH_REQUIRE_SHARED"
+
+settings.register_profile("ptq-bench", deadline=None)  # how long an example takes says more of the machine than of it
+settings.load_profile("ptq-bench")
 
 
 @pytest.fixture(scope="session")

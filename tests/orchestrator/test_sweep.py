@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from conf import register
 from conf.errors import ConfigError
 from conf.schema import CellConf, FloatScheme, RootConf
-from orchestrator.sweep import NODES, Point, Sweep, expand
+from orchestrator.sweep import NODES, Sweep, expand
+
+pytestmark = pytest.mark.usefixtures("quick_composition")
 
 
 def grid(sweep: Sweep) -> list[dict[str, str]]:
@@ -24,6 +27,8 @@ def names(sweep: Sweep) -> list[str]:
 # --- equality with Hydra ---------------------------------------------------------------------------------------------
 
 # Command lines, and the overrides of each of their cells as Hydra itself would be given them.
+MSE = ["clip@method.clip=mse", "method.clip.steps=40"]
+SCALARS = ["seed=1", "numerics.device=cpu", "engine=vllm"]
 SAMPLE: dict[str, tuple[list[str], list[list[str]]]] = {
     "plain": (
         ["experiment=smoke", "method=gptq", "bits=2,4"],
@@ -100,7 +105,6 @@ SAMPLE: dict[str, tuple[list[str], list[list[str]]]] = {
 }
 
 
-@pytest.mark.usefixtures("quick_composition")
 @pytest.mark.parametrize("case", SAMPLE)
 def test_a_point_is_what_hydra_composes_for_it(case: str) -> None:
     written, cells = SAMPLE[case]
@@ -117,7 +121,6 @@ def cell(root: RootConf) -> CellConf:
 # --- the grid --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("quick_composition")
 def test_the_paper_is_nineteen_models_by_six_methods_by_three_bits_and_the_baselines() -> None:
     points = expand(["experiment=paper"]).points
     baselines = [p for p in points if isinstance(p.config.scheme, FloatScheme)]
@@ -128,7 +131,6 @@ def test_the_paper_is_nineteen_models_by_six_methods_by_three_bits_and_the_basel
     assert set(rest.values()) == {3}
 
 
-@pytest.mark.usefixtures("quick_composition")
 def test_a_baseline_has_no_bits_and_no_groups() -> None:
     sweep = expand(
         ["experiment=smoke", "method=none,rtn", "bits=2,3", "group_size=null,64", "scheme.symmetric=true,false"]
@@ -137,34 +139,29 @@ def test_a_baseline_has_no_bits_and_no_groups() -> None:
     assert sweep.points[0].assignment == {"method": "none"}
 
 
-@pytest.mark.usefixtures("quick_composition")
 def test_the_grid_runs_through_the_last_axis_first() -> None:
     sweep = expand(["experiment=smoke", "method=rtn,gptq", "bits=4,2"])
     assert names(sweep) == ["rtn w4", "rtn w2", "gptq w4", "gptq w2"]
     assert grid(sweep)[0] == {"method": "rtn", "scheme.bits": "4"}
 
 
-@pytest.mark.usefixtures("quick_composition")
 def test_a_single_value_replaces_an_axis_of_the_experiment() -> None:
     sweep = expand(["experiment=smoke", "method=rtn"])
     assert names(sweep) == ["rtn w3"]
     assert grid(sweep) == [{"method": "rtn", "scheme.bits": "3"}]
 
 
-@pytest.mark.usefixtures("quick_composition")
 def test_a_new_axis_comes_behind_those_of_the_experiment() -> None:
     sweep = expand(["experiment=smoke", "method=rtn", "seed=0,1"])
     assert [tuple(assignment) for assignment in grid(sweep)] == [("method", "scheme.bits", "seed")] * 2
     assert [p.config.seed for p in sweep.points] == [0, 1]
 
 
-@pytest.mark.usefixtures("quick_composition")
 @pytest.mark.parametrize("axis", ["bits=3,3", 'bits=3,"3"', "bits=range(3,4)", "seed=0,0"])
 def test_points_that_are_the_same_cell_are_one(axis: str) -> None:
     assert len(expand(["experiment=smoke", "method=rtn", axis]).points) == 1
 
 
-@pytest.mark.usefixtures("quick_composition")
 def test_lanes_are_an_axis_and_keep_what_the_user_says() -> None:
     points = expand(
         ["experiment=paper", "model=llama2-7b", "method=quarot_gptq,rtn", "bits=4", "lane=unified,published"]
@@ -175,7 +172,6 @@ def test_lanes_are_an_axis_and_keep_what_the_user_says() -> None:
     assert seen["rtn", "published"].calibration == seen["rtn", "unified"].calibration
 
 
-@pytest.mark.usefixtures("quick_composition")
 def test_where_it_runs_is_no_part_of_a_point() -> None:
     sweep = expand(["experiment=smoke", "method=rtn", "cluster=a100x8", "cluster.storage=/s", "name=other"])
     assert (sweep.name, sweep.cluster.name, sweep.cluster.storage) == ("other", "a100x8", "/s")
@@ -185,7 +181,6 @@ def test_where_it_runs_is_no_part_of_a_point() -> None:
 # --- exclusions ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("quick_composition")
 @pytest.mark.parametrize(
     ("rule", "left"),
     [
@@ -200,7 +195,6 @@ def test_what_is_excluded_together_is_left_out_together(rule: str, left: list[st
     assert names(expand(["experiment=smoke", "method=rtn,gptq", "bits=2,3", f"exclude={rule}"])) == left
 
 
-@pytest.mark.usefixtures("quick_composition")
 def test_null_and_booleans_can_be_excluded() -> None:
     axes = ["experiment=smoke", "method=rtn", "group_size=null,64", "scheme.symmetric=true,false"]
     kept = expand([*axes, "exclude=[{group_size:null,scheme.symmetric:true}]"]).points
@@ -214,7 +208,6 @@ def test_null_and_booleans_can_be_excluded() -> None:
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("quick_composition")
 @pytest.mark.parametrize(
     ("written", "said"),
     [
@@ -248,19 +241,9 @@ def test_a_mistake_in_an_experiments_axes_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, axes: str, said: str
 ) -> None:
     def compose(overrides: Any) -> register.Composed:
-        root = RootConf(name="mine", axes=yaml_of(axes))
+        root = RootConf(name="mine", axes=yaml.safe_load(axes))
         return register.Composed(root, {})
 
     monkeypatch.setattr(register, "compose", compose)
     with pytest.raises(ConfigError, match=re.escape(said)):
         expand([])
-
-
-def yaml_of(text: str) -> Any:
-    import yaml
-
-    return yaml.safe_load(text)
-
-
-def test_a_point_says_what_it_is() -> None:
-    assert [field for field in Point.__dataclass_fields__] == ["config", "assignment"]
