@@ -22,7 +22,7 @@ from orchestrator.resolve import resolve
 from orchestrator.scheduler import InlineScheduler, RayScheduler
 from orchestrator.storage import CellState, Storage
 from orchestrator.sweep import Sweep
-from orchestrator.views import print_outcome, run_ids, write_views
+from orchestrator.views import print_outcome, run_ids, views_are_current, write_views
 from workers.api import FailureKind
 from workers.errors import PrerequisiteError
 
@@ -52,18 +52,17 @@ def run(
         todo = [
             c for c in cells if states[c.key].status in _also_lost(statuses, states[c.key]) and chosen(c, states[c.key])
         ]
-        if todo:
+        if todo or not views_are_current(sweep.name, cells, states):
             tracker = open_tracker(sweep)
             try:
-                _drive(sweep, todo, nodes, storage, console)
+                if todo:
+                    _drive(sweep, todo, nodes, storage, console)
             finally:
                 states = storage.states(cells)
                 tracker.log_attempts(cells, states, storage)
                 write_views(sweep, cells, states, storage, run_ids(tracker, states))
                 tracker.log_tables(results.sweep_directory(sweep.name))
                 tracker.close(succeeded=_exit_code(states) == 0)
-        elif not (results.sweep_directory(sweep.name) / "report.html").exists():
-            write_views(sweep, cells, states, storage, {})
     print_outcome(console, sweep.name, cells, states, started_any=bool(todo))
     return _exit_code(states)
 

@@ -11,6 +11,8 @@ from orchestrator.report.columns import COLUMNS
 from orchestrator.storage import Attempt, CellState, Storage
 from workers.api import EvaluateResult, Manifest
 
+INTEGERS = ("bits", "group_size", "seed", "attempt", "checkpoint_bytes")  # pandas makes floats of them beside a gap
+
 
 def cells_table(
     cells: list[Cell], states: dict[str, CellState], storage: Storage, run_ids: dict[str, str]
@@ -28,7 +30,7 @@ def cells_table(
 def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Replace the file in one step."""
     temporary = path.with_suffix(".csv.partial")
-    table.to_csv(temporary, index=False)
+    table.astype(dict.fromkeys(INTEGERS, "Int64")).to_csv(temporary, index=False)
     temporary.replace(path)
 
 

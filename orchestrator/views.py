@@ -1,5 +1,6 @@
 """What a person sees of a sweep: tables on the terminal, cells.csv, the report. All from the storage."""
 
+import csv
 import datetime
 import platform
 from pathlib import Path
@@ -44,6 +45,20 @@ def write_views(
     }
     html, _ = write_report(table, directory, title=f"PTQ-Bench: {sweep.name}", facts=facts)
     return html
+
+
+def views_are_current(name: str, cells: list[Cell], states: dict[str, CellState]) -> bool:
+    """Whether a sweep's table, and with it report and MLflow, show these cells with their last attempts.
+
+    They do not when the grid was edited, when another sweep has run cells of this one, or when a driver went down.
+    """
+    directory = results.sweep_directory(name)
+    if not (directory / "report.html").exists():
+        return False
+    with (directory / "cells.csv").open(encoding="utf-8", newline="") as file:
+        shown = [(row["cell_key"], row["status"], row["attempt"]) for row in csv.DictReader(file)]
+    last = {key: state.last.number if state.last else "" for key, state in states.items()}
+    return shown == [(cell.key, states[cell.key].status.value, str(last[cell.key])) for cell in cells]
 
 
 def _last_end(states: dict[str, CellState]) -> str:

@@ -1,0 +1,56 @@
+"""results/<sweep>/sweep.json: how a sweep was started last."""
+
+from pathlib import Path
+
+import pytest
+
+from conf.errors import ConfigError
+from orchestrator import results
+from orchestrator.results import SweepRecord
+
+RECORD = SweepRecord(["model=hf", "model.repo='/a b'"], ["1" * 64])
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_name_alone_stands_for_how_the_sweep_was_started() -> None:
+    results.write_record("mine", RECORD)
+    assert results.as_started(["name=mine"]) == RECORD.overrides
+    results.write_record("mine", SweepRecord(["bits=2"], []))
+    assert results.as_started(["name=mine"]) == ["bits=2"]
+
+
+@pytest.mark.parametrize("overrides", [[], ["bits=3"], ["name=mine", "bits=3"]])
+def test_anything_more_is_meant_as_it_stands(overrides: list[str]) -> None:
+    results.write_record("mine", RECORD)
+    assert results.as_started(overrides) == overrides
+
+
+def test_an_unknown_name_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"no sweep `mine` under .*results; there are: none yet"):
+        results.as_started(["name=mine"])
+    results.write_record("other", RECORD)
+    results.write_record("another", RECORD)
+    with pytest.raises(ConfigError, match="there are: another, other"):
+        results.as_started(["name=mine"])
+
+
+def test_all_sweeps_are_found_and_nothing_else() -> None:
+    results.write_record("mine", RECORD)
+    (results.results_root() / "storage" / "attempts").mkdir(parents=True)
+    (results.results_root() / "notes.txt").write_text("")
+    assert results.all_records() == {"mine": RECORD}
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"overrides": []}', '{"overrides": [], "quantize_keys": [], "x": 1}']
+)
+def test_a_damaged_record_is_named(content: str) -> None:
+    results.write_record("mine", RECORD)
+    path = results.sweep_directory("mine") / "sweep.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=r"mine/sweep\.json: not what a sweep wrote"):
+        results.as_started(["name=mine"])
