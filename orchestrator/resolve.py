@@ -36,6 +36,8 @@ def resolve(sweep: Sweep, nodes: list[NodeConf], *, online: bool) -> list[Cell]:
         try:
             cell = resolver.cell(point)
             cells.setdefault(cell.key, cell)
+        except _Problems as error:
+            problems |= dict.fromkeys(error.problems)
         except ConfigError as error:
             problems[str(error)] = None
     if problems:
@@ -43,6 +45,14 @@ def resolve(sweep: Sweep, nodes: list[NodeConf], *, online: bool) -> list[Cell]:
         more = [f"... and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
         raise ConfigError("\n".join([*shown, *more]))
     return list(cells.values())
+
+
+class _Problems(ConfigError):
+    """Several at once, each of which other cells may have too."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
 
 
 class _Resolver:
@@ -101,7 +111,7 @@ class _Resolver:
             problem = group_size_problem(model.ref.architecture, model.shape, config.scheme.group_size)
             problems += [problem] if problem else []
         if problems:
-            raise ConfigError("\n".join(f"{model.ref.name} {config.method.name}: {p}" for p in problems))
+            raise _Problems([f"{model.ref.name} {config.method.name}: {p}" for p in problems])
         checked = repr((model.ref, config.calibration, config.suite))
         if checked in self._checked:
             return

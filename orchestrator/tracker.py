@@ -26,6 +26,7 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)  # table migrations are no
 
 TAG_SWEEP = "ptqbench.sweep"
 TAG_ATTEMPT = "ptqbench.attempt"
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # runs with metrics, not chats with agents
 RUN_STATUS = {CellStatus.SUCCEEDED: "FINISHED", CellStatus.FAILED: "FAILED", CellStatus.CANCELLED: "KILLED"}
 
 
@@ -79,7 +80,9 @@ class Tracker:
         if found is not None:
             return str(found.experiment_id)
         location = None if conf.uri else (results / "mlflow" / "artifacts").resolve().as_uri()
-        return str(self._client.create_experiment(conf.experiment, artifact_location=location))
+        return str(
+            self._client.create_experiment(conf.experiment, artifact_location=location, tags=dict(EXPERIMENT_TAGS))
+        )
 
     def _find_or_create_parent(self, sweep: str, tags: dict[str, str]) -> str:
         found = self._client.search_runs(
@@ -89,7 +92,7 @@ class Tracker:
             self._client.update_run(found[0].info.run_id, status="RUNNING")
             return str(found[0].info.run_id)
         run = self._client.create_run(
-            self._experiment, run_name=sweep, tags={TAG_SWEEP: sweep, "ptqbench.kind": "sweep", **tags}
+            self._experiment, run_name=sweep, tags={TAG_SWEEP: sweep, "ptqbench.kind": "sweep", **tags, **_note(sweep)}
         )
         return str(run.info.run_id)
 
@@ -129,6 +132,8 @@ class Tracker:
             "mlflow.parentRunId": self._parent,
             TAG_SWEEP: self._sweep,
             TAG_ATTEMPT: attempt.name,
+            "mlflow.source.name": "ptqbench sweep",
+            "mlflow.source.type": "LOCAL",
             "ptqbench.kind": "attempt",
             "ptqbench.cell_key": cell.key,
             "ptqbench.quantize_key": cell.quantize_key,
@@ -148,6 +153,15 @@ class Tracker:
                 self._client.log_table(run_id, table, "layers.json")
             summary = {k: v for k, v in vars(manifest).items() if k not in ("canary", "layer_reports")}
             self._client.log_text(run_id, json.dumps(summary, indent=1), "manifest.json")
+
+
+def _note(sweep: str) -> dict[str, str]:
+    """What the page of the sweep's run says first."""
+    text = (
+        f"Sweep **{sweep}**: one child run per attempt at a cell, named by the cell's label. Compare the children by "
+        "`held_out.perplexity` or whatever the suite measured; `report.html` under Artifacts has the tables and plots."
+    )
+    return {"mlflow.note.content": text, "mlflow.source.name": "ptqbench sweep", "mlflow.source.type": "LOCAL"}
 
 
 def _params(cell: Cell) -> dict[str, str]:

@@ -24,7 +24,13 @@ def command(*arguments: str) -> list[str]:
 def ptqbench(directory: Path, *arguments: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
     """Run to the end in `directory`, where results/ appears."""
     return subprocess.run(
-        command(*arguments), cwd=directory, env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout, check=False
+        command(*arguments),
+        cwd=directory,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
 
 

@@ -1,6 +1,5 @@
 """Cells that fail: what the user is told, what MLflow keeps, and what `resubmit` makes of it."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -57,8 +56,8 @@ def test_a_cell_whose_checkpoint_was_damaged_succeeds_once_that_is_removed(sound
     damaged[-1] ^= 1
     checkpoint.write_bytes(damaged)
 
-    another_suite = [*grid, "suite.sequence_length=32"]  # takes up the same checkpoint
-    failed = ptqbench(tmp_path, "sweep", "name=second", *another_suite)
+    another_suite = [value.replace("suite.sequence_length=64", "suite.sequence_length=32") for value in grid]
+    failed = ptqbench(tmp_path, "sweep", "name=second", *another_suite)  # takes up the same checkpoint
     assert failed.returncode == 1
     (row,) = cells(tmp_path, "second").itertuples()
     assert row.failure_kind == "BAD_INPUT" and str(checkpoint.parent) in row.failure_message
@@ -85,13 +84,16 @@ def test_resubmitting_when_nothing_has_failed_runs_nothing(sound: Path, tmp_path
     assert attempts(tmp_path) == before
 
 
-def test_two_sweeps_over_one_storage_share_what_both_want(sound: Path, tmp_path: Path) -> None:
-    """Started one after the other here; the second finds the first one's rows and starts nothing."""
-    grid = ["model=hf", f"model.repo={sound}", "method=rtn", "bits=3", *write_tokens(tmp_path)]
-    assert ptqbench(tmp_path, "sweep", "name=one", *grid).returncode == 0
-    second = ptqbench(tmp_path, "sweep", "name=two", *grid, "bits=3")
+def test_a_sweep_whose_cells_another_has_run_starts_nothing_and_shows_them(sound: Path, tmp_path: Path) -> None:
+    grid = ["model=hf", f"model.repo={sound}", "method=rtn", *write_tokens(tmp_path)]
+    assert ptqbench(tmp_path, "sweep", "name=one", *grid, "bits=3,4").returncode == 0
+    second = ptqbench(tmp_path, "sweep", "name=two", *grid, "bits=4")
     assert second.returncode == 0 and "nothing to run" in second.stdout
-    assert len(attempts(tmp_path)) == 1
-    record = json.loads((tmp_path / "results" / "two" / "sweep.json").read_text())
-    assert len(record["quantize_keys"]) == 1
-    assert cells(tmp_path, "two")["metric.tokens.perplexity"].notna().all()
+    assert len(attempts(tmp_path)) == 2
+    (row,) = cells(tmp_path, "two").itertuples()
+    shown = [run for run in runs(tmp_path) if run.data.tags["ptqbench.sweep"] == "two"]
+    assert [run.info.run_id for run in shown] == [row.mlflow_run_id]
+    assert shown[0].info.run_name == row.Index and shown[0].info.status == "FINISHED"
+
+    assert ptqbench(tmp_path, "sweep", "name=one", *grid, "bits=3").returncode == 0  # a smaller grid than before
+    assert cells(tmp_path, "one").bits.tolist() == [3]

@@ -29,20 +29,20 @@ def checkpoint(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def mine(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The command line of a user's own model and texts, one cell of it; results lie in a directory of the test."""
+    """The command line of a user's own model and texts, one cell of it, from the directory where they lie."""
     monkeypatch.chdir(tmp_path)
-    text = write_text(tmp_path / "text.txt", 200)
+    write_text(tmp_path / "text.txt", 200)
     return [
         "experiment=smoke",
         "name=mine",
         "model=hf",
-        f"model.repo={checkpoint}",
+        f"model.repo=./{checkpoint.name}",
         "calibration=text",
-        f"calibration.path={text}",
+        "calibration.path=text.txt",
         "calibration.num_sequences=2",
         "calibration.sequence_length=32",
         "suite=text",
-        f"suite.path={text}",
+        "suite.path=text.txt",
         "suite.sequence_length=32",
         "engine=transformers",
         "numerics.device=cpu",

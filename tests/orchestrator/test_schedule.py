@@ -1,19 +1,14 @@
 """The queue in simulated time: rules that hold whatever breaks, and one test for each promise of the docstring."""
 
-import sys
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from orchestrator.events import (
     AttemptEnded,
     CellSucceeded,
     EvaluateEnded,
-    Event,
     Job,
     Node,
     NodesChanged,
@@ -24,46 +19,11 @@ from orchestrator.events import (
     StopHost,
     Tick,
 )
-from orchestrator.placement import Placement
-from orchestrator.retry import FIRST_DELAY_SECONDS, Ladder
+from orchestrator.retry import FIRST_DELAY_SECONDS
 from orchestrator.schedule import HOMELESS_SECONDS, Schedule
-from tests.orchestrator.simulated_cluster import Faults, Record, SimulatedCluster
+from tests.orchestrator.scenarios import CPU, FOUR, LARGEST, ONE, TWO, job
+from tests.orchestrator.simulated_cluster import Record, SimulatedCluster
 from workers.api import Failure, FailureKind
-
-CPU = Placement(0, 1, 2.0)
-ONE = Placement(1, 4, 20.0)
-TWO = Placement(2, 8, 40.0, 2)
-FOUR = Placement(4, 16, 80.0, 4)
-LADDERS: tuple[Ladder, ...] = (
-    (CPU,),
-    (ONE,),
-    (TWO,),
-    (FOUR,),
-    (ONE, TWO, FOUR),
-    (TWO, FOUR),
-    (CPU, Placement(0, 1, 9.7)),
-)
-LARGEST = Node("n0", 8, 64, 512.0)
-NODES = (LARGEST, Node("n1", 4, 16, 128.0), Node("n2", 1, 4, 32.0), Node("n3", 0, 4, 9.7))
-KINDS = tuple(FailureKind)
-
-
-def job(
-    key: str,
-    *,
-    quantize: Ladder = (ONE,),
-    evaluate: Ladder = (ONE,),
-    model: str = "m",
-    shares: str = "",
-    quantize_seconds: float = 100.0,
-    evaluate_seconds: float = 50.0,
-    baseline: bool = False,
-    ready: bool = False,
-) -> Job:
-    """A cell of model `model`; cells with the same `shares` have one checkpoint."""
-    return Job(
-        key, shares or f"q-{key}", model, quantize, evaluate, quantize_seconds, evaluate_seconds, baseline, ready
-    )
 
 
 def failure(stage: str, kind: FailureKind) -> Failure:
@@ -82,97 +42,6 @@ def as_estimated(cell: Job, stage: str) -> float:
 
 def never_fails(cell: Job, stage: str, number: int) -> None:
     return None
-
-
-# --- whatever breaks -------------------------------------------------------------------------------------------------
-
-
-@st.composite
-def sweeps(draw: st.DrawFn) -> list[Job]:
-    """Cells of a few models with baselines, shared checkpoints, and ladders that differ per model."""
-    jobs = []
-    for model in range(draw(st.integers(1, 3))):
-        quantize, evaluate = draw(st.sampled_from(LADDERS)), draw(st.sampled_from(LADDERS))
-        for i in range(draw(st.integers(1, 6))):
-            key = f"{model}.{i}"
-            shared = f"q-{model}.{draw(st.integers(0, i))}"
-            jobs.append(
-                Job(
-                    key,
-                    shared,
-                    f"m{model}",
-                    quantize,
-                    evaluate,
-                    draw(st.floats(1.0, 500.0)),
-                    draw(st.floats(1.0, 500.0)),
-                    is_baseline=shared == f"q-{model}.0",
-                    checkpoint_ready=False,
-                )
-            )
-    ready = draw(st.sets(st.sampled_from(sorted({j.quantize_key for j in jobs}))))
-    return [Job(**{**vars(j), "checkpoint_ready": j.quantize_key in ready}) for j in jobs]
-
-
-FAULTS = st.builds(
-    Faults,
-    failure_chance=st.sampled_from([0.0, 0.1, 0.5]),
-    kinds=st.sampled_from([KINDS, (FailureKind.WORKER_LOST,), (FailureKind.OUT_OF_MEMORY,), (FailureKind.TRANSIENT,)]),
-    host_death_chance=st.sampled_from([0.0, 0.2]),
-    node_changes=st.integers(0, 6),
-    node_seconds=st.sampled_from([5.0, 100.0, 2000.0]),
-    delay_seconds=st.sampled_from([0.0, 15.0]),
-    fixed_nodes=st.sampled_from([frozenset[str](), frozenset({"n0"}), frozenset(n.id for n in NODES)]),
-)
-
-
-@settings(max_examples=150, deadline=None)
-@given(jobs=sweeps(), faults=FAULTS, seed=st.integers(0, 2**32), idle_seconds=st.sampled_from([0.0, 30.0, 1e6]))
-def test_every_cell_ends_once_and_no_rule_is_broken_whatever_fails_leaves_or_comes_back(
-    jobs: list[Job], faults: Faults, seed: int, idle_seconds: float
-) -> None:
-    cluster = SimulatedCluster(jobs, list(NODES), seed=seed, faults=faults, idle_seconds=idle_seconds)
-    record = cluster.run()
-    started = Counter(a.key for a in record.of(StartQuantize))
-    assert max(started.values(), default=0) <= 1 + 3 + 2 + max(len(j.quantize) - 1 for j in jobs)
-    assert len(record.of(StartHost)) == len(record.of(StopHost))
-
-
-@settings(max_examples=50, deadline=None)
-@given(jobs=sweeps(), seed=st.integers(0, 2**32))
-def test_without_faults_every_cell_succeeds_and_each_checkpoint_is_made_once(jobs: list[Job], seed: int) -> None:
-    cluster = SimulatedCluster(jobs, list(NODES), seed=seed)
-    record = cluster.run()
-    assert set(cluster.ends.values()) == {None}
-    unmade = {j.quantize_key for j in jobs if not j.checkpoint_ready}
-    keys = {j.key: j.quantize_key for j in jobs}
-    assert sorted(keys[a.key] for a in record.of(StartQuantize)) == sorted(unmade)
-    assert len(record.of(StartEvaluate)) == len(jobs)
-
-
-@settings(max_examples=50, deadline=None)
-@given(jobs=sweeps(), seed=st.integers(0, 2**32))
-def test_nodes_that_come_and_go_cost_no_cell_while_each_comes_back(jobs: list[Job], seed: int) -> None:
-    faults = Faults(node_changes=2, node_seconds=60.0, delay_seconds=8.0)
-    cluster = SimulatedCluster(jobs, list(NODES), seed=seed, faults=faults)
-    cluster.run()
-    assert set(cluster.ends.values()) == {None}
-
-
-@settings(max_examples=50, deadline=None)
-@given(jobs=sweeps(), seed=st.integers(0, 2**32))
-def test_on_one_small_node_everything_still_drains(jobs: list[Job], seed: int) -> None:
-    cluster = SimulatedCluster(jobs, [Node("only", 4, 16, 80.0)], seed=seed, idle_seconds=1e6)
-    cluster.run()
-    assert set(cluster.ends.values()) == {None}
-
-
-def test_equal_events_lead_to_equal_actions() -> None:
-    def actions() -> list[Any]:
-        jobs = [job(f"c{i}", model=f"m{i % 3}", shares=f"q{i // 2}") for i in range(20)]
-        faults = Faults(failure_chance=0.2, kinds=KINDS, node_changes=3, delay_seconds=5.0)
-        return SimulatedCluster(jobs, list(NODES), seed=3, faults=faults).run().actions
-
-    assert actions() == actions()
 
 
 # --- order -----------------------------------------------------------------------------------------------------------
@@ -436,39 +305,3 @@ def test_an_end_that_answers_no_start_is_an_error() -> None:
     schedule, host_id = with_host()
     with pytest.raises(AssertionError, match="answers no start"):
         schedule.handle(EvaluateEnded("second", host_id, None))
-
-
-# --- size ------------------------------------------------------------------------------------------------------------
-
-
-def calls_per_event(num_cells: int) -> float:
-    """Python calls that `handle` makes for one event, on average over a sweep of 20 models."""
-    jobs = [
-        job(f"c{i}", model=f"m{i % 20}", evaluate=(FOUR,) if i % 20 > 15 else (ONE,), baseline=i < 20)
-        for i in range(num_cells)
-    ]
-    schedule = Schedule(jobs, idle_seconds=30.0)
-    calls = 0
-    events: list[Event] = [Tick(0.0), NodesChanged(tuple(Node(f"n{i}", 8, 64, 512.0) for i in range(2)))]
-
-    def count(frame: Any, what: str, argument: Any) -> None:
-        nonlocal calls
-        calls += what == "call"
-
-    number = 0
-    while not schedule.finished:
-        sys.setprofile(count)
-        actions = schedule.handle(events.pop(0))
-        sys.setprofile(None)
-        number += 1
-        for action in actions:
-            match action:
-                case StartQuantize(key):
-                    events.append(QuantizeEnded(key, None))
-                case StartEvaluate(key, host_id):
-                    events.append(EvaluateEnded(key, host_id, None))
-    return calls / number
-
-
-def test_the_work_for_one_event_does_not_grow_with_the_number_of_cells() -> None:
-    assert calls_per_event(2000) < 1.5 * calls_per_event(200)
