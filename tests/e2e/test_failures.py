@@ -60,7 +60,8 @@ def test_a_cell_whose_checkpoint_was_damaged_succeeds_once_that_is_removed(sound
     failed = ptqbench(tmp_path, "sweep", "name=second", *another_suite)  # takes up the same checkpoint
     assert failed.returncode == 1
     (row,) = cells(tmp_path, "second").itertuples()
-    assert row.failure_kind == "BAD_INPUT" and str(checkpoint.parent) in row.failure_message
+    assert row.failure_kind == "BAD_INPUT"
+    assert str(checkpoint.parent) in str(row.failure_message)
 
     shutil.rmtree(checkpoint.parent)
     resubmitted = ptqbench(tmp_path, "resubmit", "name=second", "--failure", "BAD_INPUT")

@@ -117,6 +117,6 @@ def test_a_fresh_run_elsewhere_gives_the_same_numbers_to_the_last_digit(swept: P
     assert fresh.returncode == 0, fresh.stderr
     ours, theirs = cells(swept, "small"), cells(tmp_path, "small")
     same = ["cell_key", "calibration_hash", "bits_per_weight", "checkpoint_bytes"]
-    metrics = [column for column in ours if column.startswith("metric.")]
+    metrics = [column for column in map(str, ours) if column.startswith("metric.")]
     assert len(metrics) >= 4
     pd.testing.assert_frame_equal(ours[same + metrics], theirs[same + metrics], check_exact=True)

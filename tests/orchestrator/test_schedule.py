@@ -1,4 +1,4 @@
-"""The queue in simulated time: rules that hold whatever breaks, and one test for each promise of the docstring."""
+"""The queue, one test for each promise of the docstring; what holds under faults is in test_schedule_under_faults."""
 
 from collections import Counter
 from collections.abc import Callable
