@@ -152,7 +152,7 @@ def label(config: CellConf, model: ModelRef, assignment: dict[str, str]) -> str:
         parts.append(config.lane.name)
     if config.seed or "seed" in assignment:
         parts.append(f"s{config.seed}")
-    spoken = {"model", "method", "scheme.bits", "scheme.group_size", "lane", "seed"}
+    spoken = {"model", "model.repo", "method", "scheme.bits", "scheme.group_size", "lane", "seed"}
     parts += [f"{k.split('.')[-1]}={v}" for k, v in assignment.items() if k not in spoken]
     return " ".join(parts)
 

@@ -5,7 +5,7 @@ one takes the sweep over.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from conf.schema import ClusterConf
@@ -56,13 +56,16 @@ class Driver:
         scheduler: Scheduler,
         progress: SweepProgress,
         cluster: ClusterConf,
+        on_end: Callable[[], object] = lambda: None,
     ) -> None:
+        """on_end: called after each attempt's end is in the storage."""
         self._cells = {cell.key: cell for cell in cells}
         self._schedule = Schedule(jobs, idle_seconds=cluster.idle_seconds)
         self._storage = storage
         self._scheduler = scheduler
         self._progress = progress
         self._cluster = cluster
+        self._on_end = on_end
         self._open: dict[str, Attempt] = {}
         self._running: dict[str, _Running] = {}
         self._engines: dict[str, str] = {job.host_key: self._cells[job.key].engine.name for job in jobs}
@@ -150,12 +153,14 @@ class Driver:
         attempt = self._open.pop(cell.key, None) or self._storage.open_attempt(cell)
         end_attempt(attempt.directory, cell, CellStatus.FAILED, failure)
         self._progress.failed(cell, failure, final=final)
+        self._on_end()
 
     def _cell_succeeded(self, cell: Cell) -> None:
         result = read_result(self._open.pop(cell.key).directory)
         assert result is not None and result.evaluate is not None
         first = result.evaluate.metrics[0]
         self._progress.succeeded(cell, f"{first.name} {first.value:.4g}")
+        self._on_end()
 
     def _attempt(self, cell: Cell) -> Attempt:
         if cell.key not in self._open:

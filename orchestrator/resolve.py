@@ -6,6 +6,7 @@ Everything that can be known before a cell starts is checked here, and all probl
 import functools
 import hashlib
 import importlib.metadata
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,7 +45,13 @@ def resolve(sweep: Sweep, nodes: list[NodeConf], *, online: bool) -> list[Cell]:
         shown = list(problems)[:MAX_PROBLEMS_SHOWN]
         more = [f"... and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
         raise ConfigError("\n".join([*shown, *more]))
-    return list(cells.values())
+    return _told_apart(list(cells.values()))
+
+
+def _told_apart(cells: list[Cell]) -> list[Cell]:
+    """Labels with the repository where directories of one name would give two cells the same."""
+    count = Counter(cell.label for cell in cells)
+    return [replace(c, label=f"{c.label} {c.model.repo}") if count[c.label] > 1 else c for c in cells]
 
 
 class _Problems(ConfigError):

@@ -2,8 +2,10 @@
 
 import datetime
 import importlib.metadata
+import shlex
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,19 +54,47 @@ def run(
         todo = [
             c for c in cells if states[c.key].status in _also_lost(statuses, states[c.key]) and chosen(c, states[c.key])
         ]
+        problem = None
         if todo or not views_are_current(sweep.name, cells, states):
             tracker = open_tracker(sweep)
+            interrupted = False
             try:
                 if todo:
-                    _drive(sweep, todo, nodes, storage, console)
+                    show = partial(_show_attempts, tracker, cells, storage)
+                    _drive(sweep, todo, nodes, storage, console, show)
+            except KeyboardInterrupt:
+                interrupted = True
+                raise
             finally:
-                states = storage.states(cells)
-                tracker.log_attempts(cells, states, storage)
-                write_views(sweep, cells, states, storage, run_ids(tracker, states))
-                tracker.log_tables(results.sweep_directory(sweep.name))
-                tracker.close(succeeded=_exit_code(states) == 0)
+                states = _show_attempts(tracker, cells, storage)
+                problem = show_sweep(sweep, tracker, cells, states, storage, interrupted=interrupted)
     print_outcome(console, sweep.name, cells, states, started_any=bool(todo))
-    return _exit_code(states)
+    if problem is not None:
+        console.print(problem, highlight=False)
+        console.print(f"show the results there once it is back:  make sync ARGS='name={sweep.name}'", highlight=False)
+    return max(_exit_code(states), int(problem is not None))
+
+
+def show_sweep(
+    sweep: Sweep,
+    tracker: "Tracker",
+    cells: list[Cell],
+    states: dict[str, CellState],
+    storage: Storage,
+    *,
+    interrupted: bool = False,
+) -> str | None:
+    """Tables and report, and the end of the sweep's run. Returns why MLflow does not show all of it, or null."""
+    write_views(sweep, cells, states, storage, run_ids(tracker, states))
+    status = CellStatus.FAILED if _exit_code(states) else CellStatus.SUCCEEDED
+    tracker.close(CellStatus.CANCELLED if interrupted else status, results.sweep_directory(sweep.name))
+    return tracker.problem
+
+
+def _show_attempts(tracker: "Tracker", cells: list[Cell], storage: Storage) -> dict[str, CellState]:
+    states = storage.states(cells)
+    tracker.log_attempts(cells, states, storage)
+    return states
 
 
 def _also_lost(statuses: tuple[CellStatus, ...], state: CellState) -> tuple[CellStatus, ...]:
@@ -74,7 +104,14 @@ def _also_lost(statuses: tuple[CellStatus, ...], state: CellState) -> tuple[Cell
     return (*statuses, CellStatus.FAILED) if lost else statuses
 
 
-def _drive(sweep: Sweep, cells: list[Cell], nodes: list[NodeConf], storage: Storage, console: Console) -> None:
+def _drive(
+    sweep: Sweep,
+    cells: list[Cell],
+    nodes: list[NodeConf],
+    storage: Storage,
+    console: Console,
+    on_end: Callable[[], object],
+) -> None:
     ready = {cell.quantize_key for cell in cells if storage.has_checkpoint(cell.quantize_key)}
     jobs = make_jobs(cells, nodes, ready)
     console.print(f"{len(cells)} cells to run; starting Ray", highlight=False)
@@ -84,7 +121,7 @@ def _drive(sweep: Sweep, cells: list[Cell], nodes: list[NodeConf], storage: Stor
         _refuse_unshared(sweep, len(scheduler.nodes()))
         estimate = sum(job.quantize_seconds + job.evaluate_seconds for job in jobs)
         with SweepProgress(console, len(cells), estimate) as progress:
-            Driver(cells, jobs, storage, scheduler, progress, sweep.cluster).run()
+            Driver(cells, jobs, storage, scheduler, progress, sweep.cluster, on_end).run()
     finally:
         scheduler.close()
 
@@ -123,7 +160,11 @@ def open_tracker(sweep: Sweep) -> "Tracker":
     from orchestrator.tracker import Tracker
 
     tags = {f"ptqbench.version.{name}": _version(name) for name in ("ptq-bench", "ray", "mlflow", "torch")}
-    tags |= {"ptqbench.git_commit": git_commit(), "ptqbench.started": datetime.datetime.now().isoformat("T", "seconds")}
+    tags |= {
+        "ptqbench.git_commit": git_commit(),
+        "ptqbench.started": datetime.datetime.now().isoformat("T", "seconds"),
+        "ptqbench.command": shlex.join(["ptqbench", "sweep", *results.all_records()[sweep.name].overrides]),
+    }
     return Tracker(sweep.tracking, results.results_root(), sweep.name, tags)
 
 

@@ -171,10 +171,9 @@ class Schedule:
     # --- work --------------------------------------------------------------------------------------------------------
 
     def _enqueue_first(self, cells: list[Job]) -> None:
-        ready = {job.quantize_key for job in cells if job.checkpoint_ready}
         waiting: defaultdict[str, list[Job]] = defaultdict(list)
         for job in cells:
-            if job.quantize_key in ready:
+            if job.checkpoint_ready:
                 self._enqueue(_Work(Stage.EVALUATE, [job]))
             else:
                 self._unmade[job.host_key] += 1

@@ -4,10 +4,13 @@ The only module that imports ray. Ray's own retries are off: each attempt is a r
 """
 
 import logging
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+
+import psutil
 
 from conf.schema import ClusterConf, NodeConf
 from orchestrator.cluster import gpu_memories_gib
@@ -62,8 +65,6 @@ class InlineScheduler:
         self._hosts: dict[str, Any] = {}
 
     def nodes(self) -> tuple[Node, ...]:
-        import psutil
-
         memory_gib = psutil.virtual_memory().total / GIB
         return (Node("here", num_gpus=_visible_gpus(), num_cpus=os.cpu_count() or 1, memory_gib=memory_gib),)
 
@@ -311,16 +312,19 @@ def _options(placement: Placement, node_id: str) -> dict[str, Any]:
 
 
 def _local_resources(cluster: ClusterConf) -> dict[str, Any]:
-    """A described node is what Ray is told this machine has; otherwise Ray looks for itself."""
+    """A described node is what Ray is told this machine has; otherwise Ray looks for itself.
+
+    Memory is always told: cells are placed by what the machine has, and Ray would keep a third of it for its own store.
+    """
     if cluster.nodes is None:
-        return {}
+        return {"_memory": psutil.virtual_memory().total}
     if len(cluster.nodes) != 1 or cluster.nodes[0].count != 1:
         raise PrerequisiteError(
             f"cluster={cluster.name} describes several nodes, for planning; to run there: "
             "cluster=ray cluster.address=<host:port>"
         )
     node = cluster.nodes[0]
-    return {"num_cpus": node.num_cpus, "num_gpus": node.num_gpus}
+    return {"num_cpus": node.num_cpus, "num_gpus": node.num_gpus, "_memory": math.ceil(node.memory_gib * GIB)}
 
 
 def _visible_gpus() -> int:

@@ -70,10 +70,14 @@ def _of_checkpoint(manifest: Manifest) -> dict[str, Any]:
         "checkpoint_bytes": manifest.checkpoint_bytes,
         "quantize_seconds": manifest.seconds,
         "peak_memory_gib": manifest.peak_memory_gib,
-        "degraded": "; ".join(
-            f"block {r.block} {r.linear}: {r.degraded}" for r in manifest.layer_reports if r.degraded is not None
-        ),
+        "degraded": degradation(manifest),
     }
+
+
+def degradation(manifest: Manifest) -> str:
+    """Which linears did not get what the label says, and what instead; empty where all did."""
+    reports = [report for report in manifest.layer_reports if report.degraded is not None]
+    return "; ".join(f"block {r.block} {r.linear}: {r.degraded}" for r in reports)
 
 
 def _of_attempt(attempt: Attempt, manifest: Manifest | None) -> dict[str, Any]:

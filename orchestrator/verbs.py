@@ -90,16 +90,16 @@ def report(arguments: argparse.Namespace, console: Console) -> int:
 
 def sync(arguments: argparse.Namespace, console: Console) -> int:
     """Rebuild the MLflow view from the storage."""
-    from orchestrator.run import open_tracker
-    from orchestrator.views import run_ids, write_views
+    from orchestrator.run import open_tracker, show_sweep
 
     sweep, cells, storage = _known(arguments.overrides)
     states = storage.states(cells)
     tracker = open_tracker(sweep)
     tracker.log_attempts(cells, states, storage)
-    write_views(sweep, cells, states, storage, run_ids(tracker, states))
-    tracker.log_tables(results.sweep_directory(sweep.name))
-    tracker.close(succeeded=all(state.status in GOOD for state in states.values()))
+    problem = show_sweep(sweep, tracker, cells, states, storage)
+    if problem is not None:
+        console.print(problem)
+        return 1
     console.print(f"MLflow holds {sum(len(s.attempts) for s in states.values())} attempts of sweep {sweep.name}")
     return 0
 
@@ -114,8 +114,8 @@ def ui(arguments: argparse.Namespace, console: Console) -> int:
         return 0
     uri = tracking_uri(sweep.tracking, results.results_root())
     console.print(f"MLflow UI: http://127.0.0.1:{arguments.port}  (Ctrl-C ends it)", highlight=False)
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1"]
-    return subprocess.call([*command, "--port", str(arguments.port)])
+    command = [sys.executable, "-W", "ignore", "-m", "mlflow", "ui", "--backend-store-uri", uri, "--workers", "1"]
+    return subprocess.call([*command, "--host", "127.0.0.1", "--port", str(arguments.port)])
 
 
 def gc(arguments: argparse.Namespace, console: Console) -> int:

@@ -48,17 +48,20 @@ def write_views(
 
 
 def views_are_current(name: str, cells: list[Cell], states: dict[str, CellState]) -> bool:
-    """Whether a sweep's table, and with it report and MLflow, show these cells with their last attempts.
+    """Whether a sweep's table and report, and MLflow, show these cells with their last attempts.
 
-    They do not when the grid was edited, when another sweep has run cells of this one, or when a driver went down.
+    They do not when the grid was edited, when another sweep has run cells of this one, when a driver went down, or when
+    MLflow could not be reached.
     """
     directory = results.sweep_directory(name)
     if not (directory / "report.html").exists():
         return False
     with (directory / "cells.csv").open(encoding="utf-8", newline="") as file:
-        shown = [(row["cell_key"], row["status"], row["attempt"]) for row in csv.DictReader(file)]
-    last = {key: state.last.number if state.last else "" for key, state in states.items()}
-    return shown == [(cell.key, states[cell.key].status.value, str(last[cell.key])) for cell in cells]
+        rows = list(csv.DictReader(file))
+    last = {key: str(state.last.number) if state.last else "" for key, state in states.items()}
+    now = [(cell.key, states[cell.key].status.value, last[cell.key]) for cell in cells]
+    tracked = all(row["mlflow_run_id"] for row in rows if row["attempt"])
+    return tracked and now == [(row["cell_key"], row["status"], row["attempt"]) for row in rows]
 
 
 def _last_end(states: dict[str, CellState]) -> str:

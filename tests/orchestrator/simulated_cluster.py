@@ -61,6 +61,7 @@ class _Host:
     node_id: str
     cell: str | None = None
     dead: bool = False
+    known_dead: bool = False  # the schedule was told
 
 
 @dataclass
@@ -276,7 +277,7 @@ class SimulatedCluster:
 
     def _start_evaluate(self, key: str, host: _Host) -> None:
         job = self._jobs[key]
-        assert host.cell is None and host.host_key == job.host_key
+        assert host.cell is None and not host.known_dead and host.host_key == job.host_key
         assert self._checkpoints[job.quantize_key].state == "done"
         self._check_start(self._scores[key], job.evaluate, host.placement)
         host.cell = key
@@ -337,7 +338,8 @@ class SimulatedCluster:
         else:
             assert isinstance(event, EvaluateEnded)
             stage, ladder = self._scores[key], job.evaluate
-            self._hosts[event.host_id].cell = None
+            host = self._hosts[event.host_id]
+            host.cell, host.known_dead = None, not event.host_alive
         failure = event.failure
         if failure is not None:
             self._expected = self._after(key, stage, ladder, failure)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from conf.schema import NodeConf
 from orchestrator.cell import CellStatus
-from orchestrator.cost_model import assumed_node
+from orchestrator.cost_model import assumed_node, evaluate_cost, quantize_cost
 from orchestrator.plan import plan_cell, print_plan
 from orchestrator.resolve import resolve
 from orchestrator.storage import Storage, end_attempt
@@ -46,10 +46,17 @@ def test_a_model_of_70b_needs_several_gpus_to_be_scored_and_one_to_be_quantized(
     assert on_one_small_gpu.problem is not None and "fits no placement" in on_one_small_gpu.problem
 
 
-def test_hours_of_a_stage_count_every_gpu_it_holds() -> None:
-    overrides = ["experiment=paper", "model=llama2-7b", "method=none", "bits=4"]
+def test_hours_count_every_gpu_that_a_stage_holds() -> None:
+    overrides = ["experiment=paper", "model=llama2-70b", "method=rtn", "bits=4"]
     (cell,) = resolve(expand(overrides), A100, online=False)
-    assert plan_cell(cell, A100).hours > 0
+    config, node = cell.config, A100[0]
+    quantize = quantize_cost(
+        "llama", cell.shape, config.method, config.scheme, config.calibration, config.numerics, node
+    ).seconds
+    evaluate = evaluate_cost("llama", cell.shape, config.scheme, "dense", config.suite, node, 2).seconds
+    plan = plan_cell(cell, A100)
+    assert plan.placement == "1 / 2"
+    assert plan.hours == pytest.approx((quantize + 2 * evaluate) / 3600)
 
 
 def test_the_papers_plan_has_every_cell_and_every_reason() -> None:

@@ -60,6 +60,23 @@ def test_a_model_with_nothing_left_to_quantize_is_scored_before_the_next_model_i
     assert starts(record)[:2] == ["q a", "e a"]
 
 
+def test_a_model_whose_last_checkpoint_failed_has_nothing_left_to_quantize_either() -> None:
+    jobs = [job("a1", model="m1"), job("a2", model="m1"), *(job(f"b{i}", model="m2") for i in range(3))]
+
+    def outcome(cell: Job, stage: str, number: int) -> FailureKind | None:
+        return FailureKind.NUMERICAL if (cell.key, stage) == ("a2", "quantize") else None
+
+    record = SimulatedCluster(jobs, [Node("n", 1, 8, 64.0)], seconds=as_estimated, outcome=outcome).run()
+    assert starts(record)[:3] == ["q a1", "q a2", "e a1"]
+
+
+def test_of_two_engines_the_one_with_more_to_score_starts_first() -> None:
+    jobs = [job("a", model="m1", ready=True, evaluate_seconds=90.0)]
+    jobs += [job(f"b{i}", model="m2", ready=True, evaluate_seconds=50.0) for i in range(2)]
+    record = SimulatedCluster(jobs, [Node("n", 1, 8, 64.0)], seconds=as_estimated, outcome=never_fails).run()
+    assert starts(record) == ["e b0", "e b1", "e a"]
+
+
 def test_a_second_host_of_a_model_starts_only_where_it_is_worth_it() -> None:
     short = [job(f"c{i}", ready=True, evaluate_seconds=5.0) for i in range(8)]
     assert len(SimulatedCluster(short, [LARGEST]).run().of(StartHost)) == 1
@@ -91,6 +108,28 @@ def a_host(record: Record, key: str) -> str:
     return next(a.host_id for a in record.of(StartEvaluate) if a.key == key)
 
 
+def test_what_is_kept_for_a_large_request_is_not_taken_by_a_small_one() -> None:
+    """Two of four GPUs become free: neither may go to the small cell behind the large one."""
+    jobs = [job("a", model="m1", ready=True), job("b", model="m2", ready=True, evaluate_seconds=40.0)]
+    jobs += [job("large", model="m3", quantize=(FOUR,), baseline=True), job("small", model="m4")]
+    schedule = Schedule(jobs, idle_seconds=1e6)
+    hosts = with_two_hosts(schedule)
+    actions = schedule.handle(EvaluateEnded("a", hosts["m1"], None))
+    assert actions == [CellSucceeded("a")], "its host is idle, and stays where it is"
+    actions = schedule.handle(EvaluateEnded("b", hosts["m2"], None))
+    assert actions[-1] == StartQuantize("large", FOUR, "n")
+
+
+def with_two_hosts(schedule: Schedule) -> dict[str, str]:
+    """Model -> host, on a node that is too small for the rest at first."""
+    schedule.handle(Tick(0.0))
+    actions = schedule.handle(NodesChanged((Node("n", 2, 8, 128.0),)))
+    hosts = {action.host_key: action.host_id for action in actions if isinstance(action, StartHost)}
+    assert hosts.keys() == {"m1", "m2"}
+    assert schedule.handle(NodesChanged((Node("n", 4, 16, 128.0),))) == []
+    return hosts
+
+
 def test_a_reserved_node_does_not_hold_up_the_other_nodes() -> None:
     schedule = Schedule(
         [job("held", quantize=(ONE,)), job("large", quantize=(FOUR,)), *(job(f"s{i}") for i in range(9))],
@@ -111,8 +150,8 @@ def test_whole_nodes_stay_open_for_those_who_need_them() -> None:
 
 
 def with_host(*more: Job, idle_seconds: float = 1e6) -> tuple[Schedule, str]:
-    """A schedule on one GPU whose engine host scores its first cell."""
-    schedule = Schedule([job("first", ready=True), *more], idle_seconds=idle_seconds)
+    """A schedule on one GPU whose engine host scores its first cell, a baseline."""
+    schedule = Schedule([job("first", ready=True, baseline=True), *more], idle_seconds=idle_seconds)
     schedule.handle(Tick(0.0))
     start, evaluate, *_ = schedule.handle(NodesChanged((Node("n", 1, 8, 64.0),)))
     assert isinstance(start, StartHost) and isinstance(evaluate, StartEvaluate)
@@ -123,6 +162,12 @@ def test_an_idle_host_on_the_only_gpu_is_given_back_when_a_queued_request_does_n
     schedule, host_id = with_host(job("next", model="other"))
     actions = schedule.handle(EvaluateEnded("first", host_id, None))
     assert actions == [CellSucceeded("first"), StopHost(host_id), StartQuantize("next", ONE, "n")]
+
+
+def test_a_host_with_cells_waiting_for_it_is_kept_although_a_queued_request_does_not_fit() -> None:
+    schedule, host_id = with_host(job("second", ready=True), job("third"))
+    actions = schedule.handle(EvaluateEnded("first", host_id, None))
+    assert actions == [CellSucceeded("first"), StartEvaluate("second", host_id)]
 
 
 def test_an_idle_host_is_kept_while_nothing_needs_its_place() -> None:

@@ -84,6 +84,16 @@ def test_threads_never_share_an_attempt(storage: Storage) -> None:
     assert sorted(a.number for a in attempts) == list(range(1, 41))
 
 
+def test_who_looked_before_another_opened_takes_the_next_number(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.open_attempt(make_cell())
+    look = Storage._attempt_directories
+    views: list[dict[str, dict[int, Path]]] = [{}]
+    monkeypatch.setattr(Storage, "_attempt_directories", lambda self: views.pop() if views else look(self))
+    assert storage.open_attempt(make_cell()).number == 2
+
+
 def open_some(root: Path, barrier: multiprocessing.synchronize.Barrier) -> None:
     barrier.wait()
     for _ in range(10):
