@@ -43,6 +43,12 @@ def tracking_uri(conf: TrackingConf, results: Path) -> str:
     return conf.uri or f"sqlite:///{(results / 'mlflow' / 'mlflow.db').resolve()}"
 
 
+def runs_page(conf: TrackingConf, results: Path) -> str:
+    """Where MLflow's UI lists the runs of the experiment, below its root; empty before there is one."""
+    found = MlflowClient(tracking_uri(conf, results)).get_experiment_by_name(conf.experiment)
+    return f"/#/experiments/{found.experiment_id}/runs" if found is not None else ""
+
+
 class Tracker:
     """One sweep in MLflow. problem: why not everything is shown, or null."""
 
@@ -235,6 +241,8 @@ def _params(cell: Cell) -> dict[str, str]:
 
 
 def _spoken(stage: Any) -> str:
+    if type(stage).__name__.startswith("No"):
+        return "none"
     fields = ", ".join(f"{k}={v}" for k, v in vars(stage).items())
     return f"{type(stage).__name__}({fields})"
 

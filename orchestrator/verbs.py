@@ -106,14 +106,15 @@ def sync(arguments: argparse.Namespace, console: Console) -> int:
 
 def ui(arguments: argparse.Namespace, console: Console) -> int:
     """Serve the MLflow UI on loopback until Ctrl-C."""
-    from orchestrator.tracker import tracking_uri
+    from orchestrator.tracker import runs_page, tracking_uri
 
     sweep = expand(results.as_started(arguments.overrides))
     if sweep.tracking.uri is not None:
         console.print(f"tracking is at {sweep.tracking.uri}", highlight=False)
         return 0
     uri = tracking_uri(sweep.tracking, results.results_root())
-    console.print(f"MLflow UI: http://127.0.0.1:{arguments.port}  (Ctrl-C ends it)", highlight=False)
+    page = runs_page(sweep.tracking, results.results_root())
+    console.print(f"MLflow UI: http://127.0.0.1:{arguments.port}{page}  (Ctrl-C ends it)", highlight=False)
     command = [sys.executable, "-W", "ignore", "-m", "mlflow", "ui", "--backend-store-uri", uri, "--workers", "1"]
     return subprocess.call([*command, "--host", "127.0.0.1", "--port", str(arguments.port)])
 

@@ -62,7 +62,7 @@ def assert_finished(directory: Path, first: str) -> None:
 def workers_of(driver: subprocess.Popen[str]) -> list[psutil.Process]:
     """Ray's processes that run our code. Its agents outlive a killed driver by a minute, but touch nothing of ours."""
     processes = psutil.Process(driver.pid).children(recursive=True)
-    workers = [process for process in processes if process.cmdline()[:1] == ["ray::quantize"]]
+    workers = [process for process in processes if "".join(process.cmdline()).startswith("ray::quantize")]
     assert workers, [process.cmdline() for process in processes]
     return workers
 

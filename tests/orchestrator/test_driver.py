@@ -81,6 +81,7 @@ class FakeScheduler:
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driving, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(driving, "NODES_SECONDS", 1e12)
     monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.0)
 
 

@@ -1,0 +1,91 @@
+"""Models whose figures other tools have measured, through the whole line."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.command_line import cells, ptqbench
+
+pytestmark = [pytest.mark.slow, pytest.mark.shared, pytest.mark.ray, pytest.mark.timeout(1200)]
+
+# Perplexity of mini_reference at 4, 3 and 2 bits by (method, group size). RTN: exact arithmetic, rounded to 0.01. GPTQ:
+# its authors' code with act_order (and static groups); the tolerance covers the order of sums.
+KNOWN = {
+    ("rtn", None): (21.43, 23.70, 56.74),
+    ("rtn", 64): (21.24, 22.61, 37.61),
+    ("gptq", None): (21.07, 21.84, 29.53),
+    ("gptq", 64): (21.00, 21.44, 25.17),
+}
+TOLERANCE = {"rtn": (0.01, 0.01, 0.01), "gptq": (0.05, 0.1, 0.5)}
+
+
+@pytest.mark.vllm
+def test_rtn_and_gptq_agree_with_the_figures_of_other_tools(shared: Path, tmp_path: Path) -> None:
+    model = shared / "models" / "mini_reference"
+    swept = ptqbench(
+        tmp_path,
+        "sweep",
+        "name=reference",
+        "model=hf",
+        f"model.repo={model}",
+        "calibration=tokens",
+        f"calibration.path={model / 'calibration_windows.npy'}",
+        "calibration.num_sequences=128",
+        "calibration.sequence_length=256",
+        "suite=tokens",
+        f"suite.path={model / 'tokens_held.npy'}",
+        "suite.sequence_length=256",
+        "suite.dtype=float32",
+        "scheme.scale_dtype=float32",
+        "method=none,rtn,gptq",
+        "bits=4,3,2",
+        "group_size=null,64",
+        timeout=1100,
+    )
+    assert swept.returncode == 0, swept.stdout + swept.stderr
+    table = cells(tmp_path, "reference")
+    assert len(table) == 13 and set(table.engine) == {"vllm"}
+    perplexity = "metric.tokens.perplexity"
+    assert table[table.method == "none"][perplexity].item() == pytest.approx(20.88, abs=0.005)
+    measured, wrong = {}, []
+    for (method, group_size), known in KNOWN.items():
+        group = table.group_size.isna() if group_size is None else table.group_size == group_size
+        for bits, expected, tolerance in zip((4, 3, 2), known, TOLERANCE[method], strict=True):
+            (value,) = table[(table.method == method) & group & (table.bits == bits)][perplexity]
+            measured[f"{method} {group_size} w{bits}"] = round(float(value), 3)
+            if abs(value - expected) > tolerance:
+                wrong.append((method, group_size, bits, value, expected))
+    print(measured)
+    assert not wrong
+
+
+def test_stories260k_is_scored_by_transformers_and_gptq_clearly_beats_rounding(shared: Path, tmp_path: Path) -> None:
+    stories = shared / "data" / "tinystories"
+    swept = ptqbench(
+        tmp_path,
+        "sweep",
+        "name=stories",
+        "model=hf",
+        f"model.repo={shared / 'models' / 'stories260k'}",
+        "calibration=text",
+        f"calibration.path={stories / 'calibration.txt'}",
+        "calibration.num_sequences=128",
+        "calibration.sequence_length=256",
+        "suite=text",
+        f"suite.path={stories / 'evaluation.txt'}",
+        "suite.sequence_length=256",
+        "suite.dtype=float32",
+        "method=none,rtn,gptq",
+        "bits=3,2",
+        timeout=1100,
+    )
+    assert swept.returncode == 0, swept.stdout + swept.stderr
+    table = cells(tmp_path, "stories")
+    assert set(table.engine) == {"transformers"}
+    assert table.engine_reason.str.contains("head size").all()  # 8, which vLLM's CPU attention refuses
+    nll = table.set_index(["method", "bits"])["metric.text.mean_nll"].to_dict()
+    print({key: round(value, 3) for key, value in nll.items()})
+    assert nll["none", 16] == pytest.approx(1.526, abs=0.005)
+    for bits in (3, 2):
+        lost = {method: nll[method, bits] - nll["none", 16] for method in ("rtn", "gptq")}
+        assert 0 < lost["gptq"] < 0.6 * lost["rtn"], (bits, lost)
