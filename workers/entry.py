@@ -4,6 +4,7 @@ A stage's log lines and everything its libraries print go to the attempt's log.t
 """
 
 import contextlib
+import dataclasses
 import errno
 import logging
 import os
@@ -87,9 +88,13 @@ class EngineHost:
     def _score(self, request: EvaluateRequest) -> EvaluateResult:
         from workers.evaluate import evaluate, open_evaluator
 
-        if self._evaluator is None:
-            self._evaluator = open_evaluator(self._engine, self._tensor_parallel_size)
-        return evaluate(self._evaluator, request)
+        if self._evaluator is not None:
+            return evaluate(self._evaluator, request)
+        started = time.perf_counter()
+        self._evaluator = open_evaluator(self._engine, self._tensor_parallel_size)
+        seconds = {"import": time.perf_counter() - started}
+        result = evaluate(self._evaluator, request)
+        return dataclasses.replace(result, seconds=seconds | result.seconds)
 
     def close(self) -> None:
         """Give the engine's memory back."""

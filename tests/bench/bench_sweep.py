@@ -21,7 +21,8 @@ def main() -> None:
     rows = {
         "import (quantize workers)": sum(q["worker_start_seconds"] for q in quantize),
         "quantize": sum(q["seconds"] for q in quantize),
-        "engine: import and start": sum(s.get("load.engine", 0.0) + s.get("import", 0.0) for s in seconds),
+        "import (engine hosts)": sum(s.get("import", 0.0) for s in seconds),
+        "engine: start": sum(s.get("load.engine", 0.0) for s in seconds),
         "engine: swap weights, canary": sum(s["load"] - s.get("load.engine", 0.0) for s in seconds),
         "dense copy, text, hashes": sum(s.get("dense", 0.0) + s.get("text", 0.0) + s.get("hash", 0.0) for s in seconds),
         "score: perplexity": sum(s.get("perplexity", 0.0) for s in seconds),

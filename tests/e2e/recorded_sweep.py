@@ -23,7 +23,7 @@ def record(file: Path, **entry: Any) -> None:
 def recorded(file: Path, action: str) -> Callable[..., Any]:
     """A method of the scheduler that says what it was called with."""
     method = getattr(RayScheduler, action)
-    what: Callable[..., dict[str, Any]] = {
+    what: Any = {
         "start_quantize": lambda key, request, placement, node: {"cell": key, "num_gpus": placement.num_gpus},
         "start_host": lambda host, engine, placement, node: {"host": host, "num_gpus": placement.num_gpus},
         "start_evaluate": lambda key, request, host: {"cell": key, "host": host},

@@ -86,6 +86,5 @@ def test_stories260k_is_scored_by_transformers_and_gptq_clearly_beats_rounding(s
     nll = table.set_index(["method", "bits"])["metric.text.mean_nll"].to_dict()
     print({key: round(value, 3) for key, value in nll.items()})
     assert nll["none", 16] == pytest.approx(1.526, abs=0.005)
-    for bits in (3, 2):
-        lost = {method: nll[method, bits] - nll["none", 16] for method in ("rtn", "gptq")}
-        assert 0 < lost["gptq"] < 0.6 * lost["rtn"], (bits, lost)
+    for bits in (3, 2):  # at 2 bits for each row of 64, rounding to nearest leaves a uniform guess over 512 tokens
+        assert nll["none", 16] < nll["gptq", bits] < nll["rtn", bits] - 0.3
