@@ -34,6 +34,7 @@ from workers.api import EvaluateRequest, Failure, FailureKind, QuantizeRequest
 
 POLL_SECONDS = 0.5
 NODES_SECONDS = 10.0
+SHOW_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -56,16 +57,17 @@ class Driver:
         scheduler: Scheduler,
         progress: SweepProgress,
         cluster: ClusterConf,
-        on_end: Callable[[], object] = lambda: None,
+        show: Callable[[], object] = lambda: None,
     ) -> None:
-        """on_end: called after each attempt's end is in the storage."""
+        """show: called when attempts have ended, at most every SHOW_SECONDS; it may read the whole storage."""
         self._cells = {cell.key: cell for cell in cells}
         self._schedule = Schedule(jobs, idle_seconds=cluster.idle_seconds)
         self._storage = storage
         self._scheduler = scheduler
         self._progress = progress
         self._cluster = cluster
-        self._on_end = on_end
+        self._show = show
+        self._unshown = False
         self._open: dict[str, Attempt] = {}
         self._running: dict[str, _Running] = {}
         self._engines: dict[str, str] = {job.host_key: self._cells[job.key].engine.name for job in jobs}
@@ -79,7 +81,7 @@ class Driver:
             raise
 
     def _loop(self) -> None:
-        seen = 0.0
+        seen = shown = 0.0
         events: list[Event] = [Tick(time.monotonic()), NodesChanged(self._scheduler.nodes())]
         while True:
             for event in events:
@@ -88,6 +90,9 @@ class Driver:
                     self._carry_out(action)
             if self._schedule.finished:
                 return
+            if self._unshown and time.monotonic() - shown > SHOW_SECONDS:
+                shown, self._unshown = time.monotonic(), False
+                self._show()
             ends = self._scheduler.wait(POLL_SECONDS)
             events = [Tick(time.monotonic()), *ends, *self._timeouts(ends)]
             if self._schedule.num_running == 0:
@@ -153,14 +158,14 @@ class Driver:
         attempt = self._open.pop(cell.key, None) or self._storage.open_attempt(cell)
         end_attempt(attempt.directory, cell, CellStatus.FAILED, failure)
         self._progress.failed(cell, failure, final=final)
-        self._on_end()
+        self._unshown = True
 
     def _cell_succeeded(self, cell: Cell) -> None:
         result = read_result(self._open.pop(cell.key).directory)
         assert result is not None and result.evaluate is not None
         first = result.evaluate.metrics[0]
         self._progress.succeeded(cell, f"{first.name} {first.value:.4g}")
-        self._on_end()
+        self._unshown = True
 
     def _attempt(self, cell: Cell) -> Attempt:
         if cell.key not in self._open:

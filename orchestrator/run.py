@@ -110,7 +110,7 @@ def _drive(
     nodes: list[NodeConf],
     storage: Storage,
     console: Console,
-    on_end: Callable[[], object],
+    show: Callable[[], object],
 ) -> None:
     ready = {cell.quantize_key for cell in cells if storage.has_checkpoint(cell.quantize_key)}
     jobs = make_jobs(cells, nodes, ready)
@@ -121,7 +121,7 @@ def _drive(
         _refuse_unshared(sweep, len(scheduler.nodes()))
         estimate = sum(job.quantize_seconds + job.evaluate_seconds for job in jobs)
         with SweepProgress(console, len(cells), estimate) as progress:
-            Driver(cells, jobs, storage, scheduler, progress, sweep.cluster, on_end).run()
+            Driver(cells, jobs, storage, scheduler, progress, sweep.cluster, show).run()
     finally:
         scheduler.close()
 
