@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from workers.api import Manifest, from_json, to_json
 from workers.errors import BadInputError
+from workers.files import replace
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -107,13 +108,6 @@ def _expected_bytes(path: Path) -> str:
     return f"its header promises {8 + length + end}"
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a small text file in one step, so that no reader ever sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file in one step. Raises OSError with the system's number, as a full disk does elsewhere."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -168,7 +162,7 @@ def is_intact(directory: Path, manifest: Manifest) -> bool:
 
 def commit(partial: Path, final: Path, manifest: Manifest) -> None:
     """Manifest last, then rename. An older directory of the same key (damaged, or it would have been reused) goes."""
-    write_atomically(partial / MANIFEST, to_json(manifest))
+    replace(partial / MANIFEST, to_json(manifest))
     if final.exists():
         shutil.rmtree(final)
     partial.rename(final)
@@ -178,4 +172,4 @@ def write_index(directory: Path, files: Mapping[str, str]) -> None:
     """The index of a sharded checkpoint: tensor name -> file."""
     size = sum((directory / f).stat().st_size for f in set(files.values()))
     text = json.dumps({"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))}, indent=1)
-    write_atomically(directory / INDEX, text + "\n")
+    replace(directory / INDEX, text + "\n")

@@ -13,8 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from workers.api import LayerReport, from_json
-from workers.checkpoint import save_tensors, sha256, write_atomically
+from workers.checkpoint import save_tensors, sha256
 from workers.export import TensorMap
+from workers.files import replace
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def save_block(
         save_tensors(partial / shard_name(index), tensors, {"format": "pt"})
         digest = sha256(partial / shard_name(index))
     record = {"sha256": digest, "names": sorted(tensors), "reports": [vars(report) for report in reports]}
-    write_atomically(partial / f"block-{index:05d}.json", json.dumps(record) + "\n")
+    replace(partial / f"block-{index:05d}.json", json.dumps(record) + "\n")
     save_tensors(partial / STREAMS, streams, {"blocks": str(index + 1)})
 
 

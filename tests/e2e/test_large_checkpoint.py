@@ -3,10 +3,12 @@
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,7 +29,7 @@ CHILD = "import pickle, sys; from workers.pipeline import quantize; quantize(pic
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A random LLaMA of 965 million parameters in bfloat16, 1.93 GB, one shard for each block."""
     directory = tmp_path_factory.mktemp("large")
     LlamaConfig(
@@ -52,7 +54,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     outside = {name: _random(VOCAB_SIZE, HIDDEN) for name in ("model.embed_tokens.weight", "lm_head.weight")}
     files |= _write(directory, "rest.safetensors", outside | {"model.norm.weight": torch.ones(HIDDEN).bfloat16()})
     (directory / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}))
-    return directory
+    yield directory
+    shutil.rmtree(directory)  # pytest would keep the last three
 
 
 def _random(*shape: int) -> torch.Tensor:
@@ -75,7 +78,7 @@ def quantized_in_a_process(model: Path, storage: Path, method: str, until: str |
     worker = subprocess.Popen(
         [sys.executable, "-c", CHILD, str(storage / "request")],
         cwd=Path(__file__).parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        env={**os.environ, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"},
     )
     partial, peak = ck.partial_directory(storage, "key"), 0.0
     while worker.poll() is None:

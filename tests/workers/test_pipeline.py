@@ -4,6 +4,7 @@ import errno
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,14 @@ def test_a_finished_checkpoint_is_left_alone_and_a_damaged_one_made_again(tiny_l
     shard.write_bytes(before[:-1])
     assert quantize(request) is not None
     assert shard.read_bytes() == before
+
+
+def test_of_two_that_want_one_checkpoint_the_second_waits_and_finds_it(tiny_llama: Path, tmp_path: Path) -> None:
+    request = request_for(tiny_llama, tmp_path, "gptq")
+    with ThreadPoolExecutor() as pool:
+        first, second = pool.map(quantize, [request, request])
+    assert (first is None) != (second is None)
+    assert ck.is_intact(key_directory(tmp_path), first or second or pytest.fail("neither made it"))
 
 
 def test_the_manifest_speaks_for_every_file(tiny_llama: Path, tmp_path: Path) -> None:
