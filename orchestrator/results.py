@@ -8,6 +8,8 @@ from orchestrator.sweep import RESERVED_NAMES
 from workers.api import from_json, to_json
 from workers.files import replace
 
+DEFAULT_SWEEP = "mini"
+
 
 @dataclass(frozen=True)
 class SweepRecord:
@@ -54,9 +56,23 @@ def as_started(overrides: list[str]) -> list[str]:
     """
     if len(overrides) != 1 or not overrides[0].startswith("name="):
         return overrides
-    name = overrides[0].removeprefix("name=")
+    return _record(overrides[0].removeprefix("name=")).overrides
+
+
+def continued(overrides: list[str]) -> list[str]:
+    """The command line of a sweep that was run before (`name=X`, by default mini), `overrides` in place of its own.
+
+    For verbs that look at a sweep instead of starting one. Raises ConfigError naming the sweeps there are.
+    """
+    names = [text.removeprefix("name=") for text in overrides if text.startswith("name=")]
+    given = {text.partition("=")[0] for text in overrides}
+    started = _record(names[-1] if names else DEFAULT_SWEEP).overrides
+    return [*(text for text in started if text.partition("=")[0] not in given), *overrides]
+
+
+def _record(name: str) -> SweepRecord:
     records = all_records()
     if name not in records:
         known = [n for n in records if n not in RESERVED_NAMES]
         raise ConfigError(f"no sweep `{name}` under {results_root()}; there are: {', '.join(known) or 'none yet'}")
-    return records[name].overrides
+    return records[name]

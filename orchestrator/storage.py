@@ -106,7 +106,7 @@ class Storage:
             (draft / "cell.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
             while True:
                 number = 1 + max(self._attempt_directories().get(key, {}), default=0)
-                directory = draft.with_name(f"{key}-{number:03d}")
+                directory = draft.with_name(attempt_name(cell.key, number))
                 try:
                     draft.rename(directory)
                     return Attempt(directory, number, None)
@@ -128,6 +128,11 @@ class Storage:
     def lease(self, sweep: str) -> Lease:
         """The right to drive a sweep."""
         return Lease(self.root / "leases" / sweep)
+
+
+def attempt_name(key: str, number: int) -> str:
+    """The directory of a cell's n-th attempt."""
+    return f"{key[:KEY_DIGITS]}-{number:03d}"
 
 
 def end_attempt(directory: Path, cell: Cell, status: CellStatus, failure: Failure | None) -> AttemptResult:

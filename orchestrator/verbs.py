@@ -51,7 +51,7 @@ def resubmit(arguments: argparse.Namespace, console: Console) -> int:
         names = (cell.label, cell.key, cell.key[:16])
         return not arguments.cell or any(name in names for name in arguments.cell)
 
-    overrides = results.as_started(arguments.overrides or ["name=mini"])
+    overrides = results.continued(arguments.overrides)
     return run(expand(overrides), overrides, console, (CellStatus.FAILED, CellStatus.CANCELLED), chosen)
 
 
@@ -80,10 +80,10 @@ def status(arguments: argparse.Namespace, console: Console) -> int:
 
 def report(arguments: argparse.Namespace, console: Console) -> int:
     """Rebuild tables and report from the storage."""
-    from orchestrator.views import write_views
+    from orchestrator.views import shown_run_ids, write_views
 
     sweep, cells, storage = _known(arguments.overrides)
-    html = write_views(sweep, cells, storage.states(cells), storage, {})
+    html = write_views(sweep, cells, storage.states(cells), storage, shown_run_ids(sweep.name))
     console.print(f"report: {html}", highlight=False)
     return 0
 
@@ -140,5 +140,5 @@ def kernels(arguments: argparse.Namespace, console: Console) -> int:
 
 def _known(overrides: list[str]) -> tuple[Sweep, list[Cell], Storage]:
     """A sweep that was run before, resolved again."""
-    sweep = expand(results.as_started(overrides or ["name=mini"]))
+    sweep = expand(results.continued(overrides))
     return sweep, resolve(sweep, declared_nodes(sweep.cluster), online=False), Storage(Path(sweep.cluster.storage))

@@ -6,13 +6,14 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
 from orchestrator import results
 from orchestrator.cell import Cell, CellStatus
 from orchestrator.report.render import write_report
-from orchestrator.storage import CellState, Storage
+from orchestrator.storage import CellState, Storage, attempt_name
 from orchestrator.sweep import Sweep
 from orchestrator.table import cells_table, stage_seconds, write_csv
 
@@ -79,6 +80,18 @@ def run_ids(tracker: "Tracker", states: dict[str, CellState]) -> dict[str, str]:
     """Attempt -> MLflow run, for the attempts of these cells."""
     attempts = [attempt for state in states.values() for attempt in state.attempts]
     return {a.name: run for a in attempts if (run := tracker.run_id(a)) is not None}
+
+
+def shown_run_ids(name: str) -> dict[str, str]:
+    """Attempt -> MLflow run, as the sweep's cells.csv has them: a report need not ask MLflow."""
+    path = results.sweep_directory(name) / "cells.csv"
+    if not path.exists():
+        return {}
+    rows = pd.read_csv(path, dtype={"cell_key": str, "mlflow_run_id": str}).dropna(subset=["mlflow_run_id", "attempt"])
+    return {
+        attempt_name(key, int(number)): run
+        for key, number, run in zip(rows.cell_key, rows.attempt, rows.mlflow_run_id, strict=True)
+    }
 
 
 def print_status(console: Console, name: str, cells: list[Cell], states: dict[str, CellState]) -> None:

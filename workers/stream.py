@@ -54,6 +54,7 @@ class BlockStream:
             self.model: nn.Module = AutoModelForCausalLM.from_config(
                 self.config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=model.trust_remote_code
             ).eval()
+        self._refuse_blocks_beyond_the_config()
         if self.architecture.rotary is not None:
             rotary = self.model.get_submodule(self.architecture.rotary)
             self._replace(self.architecture.rotary, type(rotary)(self.config).to(device))
@@ -67,6 +68,15 @@ class BlockStream:
         blocks = self.model.get_submodule(self.architecture.blocks)
         assert isinstance(blocks, nn.ModuleList)
         return blocks
+
+    def _refuse_blocks_beyond_the_config(self) -> None:
+        prefix = f"{self.architecture.blocks}."
+        stored = 1 + max((int(n.removeprefix(prefix).partition(".")[0]) for n in self.reader.names(prefix)), default=-1)
+        if stored > self.num_blocks:
+            raise BadInputError(
+                f"{self.reader.directory}: config.json says {self.num_blocks} blocks, but the weights hold {stored}; "
+                "restore the config.json that belongs to these weights"
+            )
 
     def _replace(self, path: str, module: nn.Module) -> None:
         parent, _, name = path.rpartition(".")

@@ -4,12 +4,17 @@ import os
 import shlex
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from conf.errors import ConfigError
 from orchestrator import cli, results, run, verbs
+from orchestrator.cell import CellStatus
+from orchestrator.cluster import declared_nodes
+from orchestrator.resolve import resolve
 from orchestrator.results import SweepRecord
-from orchestrator.storage import Storage
+from orchestrator.storage import Storage, end_attempt, lost
+from orchestrator.sweep import expand
 from tests.orchestrator.hand_made import write_checkpoint, write_text
 from workers.errors import PrerequisiteError
 
@@ -210,6 +215,21 @@ def test_status_and_report_read_a_sweep_as_it_was_started(mine: list[str], capsy
     assert "sweep mine: 2 PENDING" in capsys.readouterr().out
     assert cli.main(["report", "name=mine"]) == 0
     assert Path("results/mine/cells.csv").exists() and Path("results/mine/report.html").exists()
+
+
+def test_a_report_keeps_the_mlflow_runs_that_were_shown(mine: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    results.write_record("mine", SweepRecord(mine, []))
+    assert cli.main(["report", "name=mine"]) == 0
+    path = Path("results/mine/cells.csv")
+    table = pd.read_csv(path)
+    assert table.mlflow_run_id.isna().all()
+    (cell,) = resolve(expand(mine), declared_nodes(expand(mine).cluster), online=False)
+    attempt = Storage(Path("results/storage")).open_attempt(cell)
+    end_attempt(attempt.directory, cell, CellStatus.FAILED, lost("quantize", "gone"))
+    table.assign(attempt=1, mlflow_run_id="0" * 32).to_csv(path, index=False)
+    assert cli.main(["report", "name=mine"]) == 0
+    row = pd.read_csv(path, dtype=str).iloc[0]
+    assert (row.status, row.attempt, row.mlflow_run_id) == ("FAILED", "1", "0" * 32)
 
 
 def test_a_sweep_with_nothing_to_run_says_so(

@@ -38,6 +38,24 @@ def test_an_unknown_name_is_refused_with_those_there_are() -> None:
         results.as_started(["name=mine"])
 
 
+def test_a_sweep_is_continued_as_it_was_started_but_for_what_is_said_now() -> None:
+    results.write_record("mine", SweepRecord(["name=mine", "bits=2,3", "model=hf"], []))
+    assert results.continued(["name=mine"]) == ["bits=2,3", "model=hf", "name=mine"]
+    assert results.continued(["name=mine", "bits=4", "cluster.storage=/a"]) == [
+        "model=hf",
+        "name=mine",
+        "bits=4",
+        "cluster.storage=/a",
+    ]
+
+
+def test_without_a_name_the_default_sweep_is_continued() -> None:
+    results.write_record("mini", SweepRecord(["bits=2"], []))
+    assert results.continued(["tracking=server"]) == ["bits=2", "tracking=server"]
+    with pytest.raises(ConfigError, match=r"no sweep `other`.* there are: mini"):
+        results.continued(["name=other"])
+
+
 def test_all_sweeps_are_found_and_nothing_else() -> None:
     results.write_record("mine", RECORD)
     (results.results_root() / "storage" / "attempts").mkdir(parents=True)

@@ -144,6 +144,12 @@ def test_a_tensor_that_is_missing_is_named(model: Path) -> None:
         in_blocks(model, torch.zeros(1, 8, dtype=torch.int64))
 
 
+def test_blocks_that_the_config_does_not_know_of_are_refused(model: Path) -> None:
+    edit_config(model, num_hidden_layers=2)
+    with pytest.raises(BadInputError, match=r"config.json says 2 blocks, but the weights hold 3; restore"):
+        stream_of(model)
+
+
 def test_names_of_another_architecture_are_named(model: Path) -> None:
     tensors = load_file(model / SINGLE)
     save_file({name.replace("model.", "transformer."): t for name, t in tensors.items()}, model / SINGLE)
