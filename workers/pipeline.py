@@ -7,6 +7,7 @@ block and its outputs are on disk before the next begins, so a killed worker's s
 
 import dataclasses
 import errno
+import hashlib
 import logging
 import shutil
 import time
@@ -207,7 +208,8 @@ def _quantize_one(
     assert isinstance(linear, nn.Linear)
     weight = linear.weight.detach().float()
     try:
-        result = quantize_linear(weight, statistics.hessian, request.method, request.scheme)
+        seed = _seed_of(request.seed, f"{prefix}.{name}")
+        result = quantize_linear(weight, statistics.hessian, request.method, request.scheme, seed)
     except MethodError as error:
         raise NumericalError(str(error), layer=f"{prefix}.{name}") from error
     dense = result.dequantize()
@@ -230,7 +232,12 @@ def _quantize_one(
         degraded=result.outcome.degraded,
         seconds=time.perf_counter() - began,
     )
-    return report, export.pack(result.codes, result.params, request.scheme)
+    return report, export.pack(result, export.layout_of(request.method, request.scheme))
+
+
+def _seed_of(seed: int, linear: str) -> int:
+    """A seed of its own for every linear, so that neither order nor resumption changes what is drawn."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {linear}".encode()).digest()[:8]) >> 1  # torch takes 63 bits
 
 
 @dataclasses.dataclass
@@ -295,12 +302,13 @@ def _complete(
 ) -> tuple[dict[str, str], int]:
     """Everything outside the blocks, index, config and tokenizer; returns name -> sha256 and the bytes of all files."""
     assert isinstance(request.scheme, UniformScheme)
+    layout = export.layout_of(request.method, request.scheme)
     files = partial.shard_files(unfinished, stream.num_blocks)
     blocks = f"{stream.architecture.blocks}."
     outside = stream.reader.read(n for n in stream.reader.files if not n.startswith(blocks))
     ck.save_tensors(unfinished / "outside.safetensors", outside, {"format": "pt"})
     ck.write_index(unfinished, files | dict.fromkeys(outside, "outside.safetensors"))
-    export.copy_beside(source, unfinished, export.quantization_config(request.scheme, [stream.architecture.head]))
+    export.copy_beside(source, unfinished, export.quantization_config(layout, [stream.architecture.head]))
     kept = sorted(p for p in unfinished.iterdir() if p.name != partial.STREAMS and not p.match("block-*.json"))
     return {p.name: ck.sha256(p) for p in kept}, sum(p.stat().st_size for p in kept)
 

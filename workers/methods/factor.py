@@ -30,16 +30,8 @@ def factor_damped(hessian: Tensor, damping: float) -> Factor:
     100 times its value, and there float64 is tried last; the result has the Hessian's dtype in any case.
     Raises IndefiniteHessianError when nothing helps, or when no column is alive.
     """
-    diagonal = hessian.diagonal()
-    live = diagonal != 0
-    if not live.any():
-        raise IndefiniteHessianError(
-            "the Hessian is zero, no calibration token reached this linear; raise calibration.num_sequences"
-        )
-    mean = diagonal[live].mean()
+    sound, mean = _sound(hessian)
     if mean > 0:
-        sound = (hessian + hessian.mT).div_(2)
-        sound.diagonal()[~live] = mean
         for retries, step in enumerate(DAMPING_STEPS):
             feedback = unit_upper_factor(_damped(sound, step * damping * mean))
             if feedback is not None:
@@ -52,6 +44,26 @@ def factor_damped(hessian: Tensor, damping: float) -> Factor:
         f"Hessian not positive definite at damping up to {DAMPING_STEPS[-1] * damping:g}, nor in float64; "
         "raise method.round.damping or calibration.num_sequences"
     )
+
+
+def damp(hessian: Tensor, damping: float) -> Tensor:
+    """The matrix that `factor_damped` factors: symmetric, dead diagonal entries the live mean, damping added."""
+    sound, mean = _sound(hessian)
+    return _damped(sound, damping * mean)
+
+
+def _sound(hessian: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric, with the mean of the live diagonal in place of dead entries; and that mean."""
+    diagonal = hessian.diagonal()
+    live = diagonal != 0
+    if not live.any():
+        raise IndefiniteHessianError(
+            "the Hessian is zero, no calibration token reached this linear; raise calibration.num_sequences"
+        )
+    mean = diagonal[live].mean()
+    sound = (hessian + hessian.mT).div_(2)
+    sound.diagonal()[~live] = mean
+    return sound, mean
 
 
 def _damped(hessian: Tensor, addend: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Uniform grids: from a range to scale and zero point, from weights to codes and back."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,8 +21,8 @@ class QuantParams:
     """The grids of one linear, or of some of its columns: one for each output row and group of input columns.
 
     A weight is scale x (code - zero_point), code in 0..2^bits - 1.
-    scale: [out, groups] float32, exactly what the stored scale dtype holds. zero_point: [out, groups] int32, itself a
-    code, so that zero is always on the grid. group_size null: one group per output row.
+    scale: [out, groups] float32, exactly what the stored scale dtype holds. zero_point: [out, groups] float32; an
+    integer where zero is on the grid. group_size null: one group per output row.
     """
 
     scale: Tensor
@@ -75,9 +75,9 @@ def params_for_ranges(low: Tensor, high: Tensor, scheme: UniformScheme) -> Quant
     steps = 2**scheme.bits - 1
     scale = ((high - low) / steps).clamp_(min=SMALLEST_SCALE).to(SCALE_DTYPES[scheme.scale_dtype]).float()
     if scheme.symmetric:
-        zero_point = torch.full_like(scale, 2 ** (scheme.bits - 1), dtype=torch.int32)
+        zero_point = torch.full_like(scale, 2 ** (scheme.bits - 1))
     else:
-        zero_point = torch.round(-low / scale).to(torch.int32)
+        zero_point = torch.round(-low / scale).float()
     return QuantParams(scale, zero_point, scheme.bits, scheme.group_size)
 
 
@@ -98,10 +98,25 @@ def storable(params: QuantParams, scheme: UniformScheme) -> QuantParams:
     return params
 
 
+def on_integers(weight: Tensor, params: QuantParams) -> tuple[Tensor, QuantParams]:
+    """The same rounding problem with integer zero points: weights and grid moved together by the fraction of a step.
+
+    weight: [out, in]. Codes and errors stay what they are, so column loops need to know integer zero points only.
+    """
+    whole = params.zero_point.floor()
+    fraction = params.zero_point - whole
+    if not fraction.any():
+        return weight, params
+    groups = weight.reshape(*params.scale.shape, -1)
+    moved = groups + _column(params.scale * fraction, weight)
+    return moved.reshape(weight.shape), replace(params, zero_point=whole)
+
+
 def quantize(weight: Tensor, params: QuantParams) -> Tensor:
     """Nearest codes, halves to even: [out, in] float32 or float64 -> [out, in] uint8."""
-    groups = weight.reshape(*params.scale.shape, -1)
-    codes = (groups / _column(params.scale, weight)).round_().add_(_column(params.zero_point, weight))
+    moved, integral = on_integers(weight, params)
+    groups = moved.reshape(*params.scale.shape, -1)
+    codes = (groups / _column(params.scale, weight)).round_().add_(_column(integral.zero_point, weight))
     return codes.clamp_(0, params.max_code).to(torch.uint8).reshape(weight.shape)
 
 

@@ -1,16 +1,20 @@
 """One linear, from weights and statistics to codes: the stages whose scope is a single linear, in order."""
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from conf.schema import MethodConf, SchemeConf
+from conf.schema import ClipConf, MethodConf, NoIncohere, RmsClip, SchemeConf
 from kernels.precision import full_float32
 from workers.methods.accounting import bits_per_weight
+from workers.methods.clip import rms
 from workers.methods.errors import MethodError
 from workers.methods.grid import QuantParams, dequantize
+from workers.methods.incohere.basis import Basis
 from workers.methods.loss import proxy_loss
 from workers.methods.refusals import refusals
 from workers.methods.registry import missing_schemes, missing_stages, stage_module
@@ -21,9 +25,10 @@ from workers.methods.round.rounded import Rounded
 class Outcome:
     """What a linear really got.
 
-    applied: the stages that ran, like `clip=minmax round=gptq`. damping: fraction of the mean live diagonal, null where
-    none was used. proxy_loss: tr((W-Q) H (W-Q)^T), relative_proxy_loss: over tr(W H W^T); null without a Hessian (and
-    the latter where the denominator is zero). degraded: what differs from the label, or null.
+    applied: the stages that ran, like `clip=minmax round=gptq`. damping: fraction of the mean live diagonal, in the
+    basis of rounding, null where none was used. proxy_loss: tr((W-Q) H (W-Q)^T), relative_proxy_loss: over tr(W H W^T);
+    null without a Hessian (and the latter where the denominator is zero). degraded: what differs from the label, or
+    null.
     """
 
     applied: str
@@ -37,47 +42,99 @@ class Outcome:
 
 @dataclass(frozen=True)
 class QuantizedLinear:
-    """codes: [out, in] uint8, columns in the linear's own order."""
+    """codes: [out, in] uint8, in the basis the linear was rounded in (null: its own)."""
 
     codes: Tensor
     params: QuantParams
+    basis: Basis | None
     outcome: Outcome
 
     def dequantize(self) -> Tensor:
         """The weight the codes stand for, in the linear's own basis: [out, in] float32."""
-        return dequantize(self.codes, self.params)
+        return restored(self.codes, self.params, self.basis)
+
+
+def restored(codes: Tensor, params: QuantParams, basis: Basis | None, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The weight that codes stand for, in the linear's own basis: [out, in] of `dtype`."""
+    weight = dequantize(codes, params, dtype)
+    return weight if basis is None else basis.back(weight)
 
 
 @full_float32()
-def quantize_linear(weight: Tensor, hessian: Tensor | None, method: MethodConf, scheme: SchemeConf) -> QuantizedLinear:
-    """Quantize one weight matrix with the clip and round stages of `method`.
+def quantize_linear(
+    weight: Tensor, hessian: Tensor | None, method: MethodConf, scheme: SchemeConf, seed: int = 0
+) -> QuantizedLinear:
+    """Quantize one weight matrix with the incohere, clip and round stages of `method`.
 
     weight: [out, in] float32 (float64 computes in float64); not modified. hessian: [in, in], mean over tokens of x x^T,
-    undamped; not modified; null is enough for methods that need no data, and then no loss is reported.
+    undamped; not modified; null is enough for methods that need no data, and then no loss is reported. seed: of all
+    that is drawn at random for this linear. Losses are those of the linear's own basis.
     Raises MethodError for NaN, Inf, an indefinite Hessian or a scale out of range, ValueError for settings or shapes
     that do not fit. The caller adds the layer's name.
     """
     _require_supported(method, scheme)
     _require_sound(weight, hessian)
-    clip, rounding = (importlib.import_module(stage_module(stage)) for stage in (method.clip, method.round))
-
-    def fit(columns: Tensor) -> QuantParams:
-        params: QuantParams = clip.fit_grid(columns, method.clip, scheme)
-        return params
-
     statistics = None if hessian is None else hessian.to(weight.dtype)
-    rounded: Rounded = rounding.round_weight(weight, statistics, method.round, scheme, fit)
-    loss, relative = _losses(weight, rounded, hessian)
+    basis = _basis(weight, statistics, method, seed)
+    clip, rounded = _round(weight, statistics, basis, method, scheme)
+    loss, relative = _losses(weight, restored(rounded.codes, rounded.params, basis, torch.float64), hessian)
     outcome = Outcome(
-        applied=f"clip={clip.__name__.rpartition('.')[2]} round={rounded.stage}",
-        bits_per_weight=bits_per_weight(scheme, weight.shape[1]),
+        applied=_applied(method, clip, rounded),
+        bits_per_weight=bits_per_weight(method, scheme, *weight.shape),
         damping=rounded.damping,
         damping_retries=rounded.damping_retries,
         degraded=rounded.degraded,
         proxy_loss=loss,
         relative_proxy_loss=relative,
     )
-    return QuantizedLinear(rounded.codes, rounded.params, outcome)
+    return QuantizedLinear(rounded.codes, rounded.params, basis, outcome)
+
+
+def _basis(weight: Tensor, hessian: Tensor | None, method: MethodConf, seed: int) -> Basis | None:
+    if isinstance(method.incohere, NoIncohere):
+        return None
+    basis: Basis = _module(method.incohere).make_basis(weight, hessian, method.incohere, seed)
+    return basis
+
+
+def _round(
+    weight: Tensor, hessian: Tensor | None, basis: Basis | None, method: MethodConf, scheme: SchemeConf
+) -> tuple[ClipConf, Rounded]:
+    """Clip and round in the basis; of several settings of the clip the one with the smallest loss wins."""
+    if basis is not None:
+        weight = basis.of_weight(weight)
+        hessian = None if hessian is None else basis.of_hessian(hessian)
+    tried = [
+        (clip, _module(method.round).round_weight(weight, hessian, method.round, scheme, _fit(clip, scheme)))
+        for clip in (rms.variants(method.clip) if isinstance(method.clip, RmsClip) else [method.clip])
+    ]
+    if len(tried) == 1:
+        return tried[0]
+    metric = torch.eye(weight.shape[1], dtype=weight.dtype) if hessian is None else hessian
+    return min(tried, key=lambda pair: proxy_loss(weight - dequantize(pair[1].codes, pair[1].params), metric))
+
+
+def _fit(clip: ClipConf, scheme: SchemeConf) -> Callable[[Tensor], QuantParams]:
+    def fit(columns: Tensor) -> QuantParams:
+        params: QuantParams = _module(clip).fit_grid(columns, clip, scheme)
+        return params
+
+    return fit
+
+
+def _module(stage: Any) -> Any:
+    return importlib.import_module(stage_module(stage))
+
+
+def _applied(method: MethodConf, clip: ClipConf, rounded: Rounded) -> str:
+    """The stages that ran; of a searched constant, what was found."""
+    incohere = "" if isinstance(method.incohere, NoIncohere) else f"incohere={_name(method.incohere)} "
+    found = f"({clip.constant:g})" if isinstance(clip, RmsClip) else ""
+    return f"{incohere}clip={_name(clip)}{found} round={rounded.stage}"
+
+
+def _name(stage: Any) -> str:
+    return stage_module(stage).rpartition(".")[2]
 
 
 def _require_supported(method: MethodConf, scheme: SchemeConf) -> None:
@@ -97,9 +154,10 @@ def _require_sound(weight: Tensor, hessian: Tensor | None) -> None:
         raise MethodError("the Hessian has NaN or Inf: an activation overflowed; set numerics.dtype=float32")
 
 
-def _losses(weight: Tensor, rounded: Rounded, hessian: Tensor | None) -> tuple[float | None, float | None]:
+def _losses(weight: Tensor, quantized: Tensor, hessian: Tensor | None) -> tuple[float | None, float | None]:
+    """quantized: [out, in] float64."""
     if hessian is None:
         return None, None
-    loss = proxy_loss(weight.double() - dequantize(rounded.codes, rounded.params, torch.float64), hessian)
+    loss = proxy_loss(weight.double() - quantized, hessian)
     full = proxy_loss(weight, hessian)  # nothing cancels here
     return loss, loss / full if full else None

@@ -11,6 +11,8 @@ from typing import Any
 from conf.schema import (
     FloatScheme,
     GptqRound,
+    KroneckerIncohere,
+    LdlqRound,
     MethodConf,
     MinmaxClip,
     MseClip,
@@ -21,6 +23,7 @@ from conf.schema import (
     NoRound,
     NoScale,
     NoTune,
+    RmsClip,
     SchemeConf,
     UniformScheme,
 )
@@ -52,13 +55,16 @@ STAGES: dict[type[Any], Stage] = {
     NoRotate: _NOTHING,
     NoScale: _NOTHING,
     NoIncohere: _NOTHING,
+    KroneckerIncohere: Stage("workers.methods.incohere.kronecker", recipe=1, needs=frozenset({Need.HESSIAN})),
     NoKeep: _NOTHING,
     MinmaxClip: Stage("workers.methods.clip.minmax", recipe=1),
     MseClip: Stage("workers.methods.clip.mse", recipe=1),
+    RmsClip: Stage("workers.methods.clip.rms", recipe=1),
     NoTune: _NOTHING,
     NoRound: _NOTHING,
     NearestRound: Stage("workers.methods.round.nearest", recipe=1),
     GptqRound: Stage("workers.methods.round.gptq", recipe=1, needs=frozenset({Need.HESSIAN})),
+    LdlqRound: Stage("workers.methods.round.ldlq", recipe=1, needs=frozenset({Need.HESSIAN})),
 }
 
 SCHEMES: frozenset[type[SchemeConf]] = frozenset({FloatScheme, UniformScheme})

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from conf.schema import GptqRound, SchemeConf
-from kernels.column_rounding import round_columns
 from workers.methods.errors import IndefiniteHessianError
 from workers.methods.factor import Factor, factor_damped
 from workers.methods.grid import FitGrid, QuantParams, dequantize
 from workers.methods.round import nearest
+from workers.methods.round.columns import round_in_order
 from workers.methods.round.rounded import Rounded
 
 
@@ -36,29 +36,12 @@ def round_weight(weight: Tensor, hessian: Tensor | None, conf: GptqRound, scheme
         return replace(nearest.round_weight(weight, None, conf, scheme, fit), degraded=f"rounded to nearest: {error}")
     alive = weight.masked_fill(diagonal == 0, 0)
     if conf.static_groups or scheme.group_size is None:
-        codes, params = _static_groups(alive, order, factor, fit, conf.block_size)
+        params = fit(alive)
+        codes = round_in_order(alive, order, factor.feedback, params, conf.block_size)
     else:
         codes, params = _dynamic_groups(alive, factor, fit, scheme.group_size, conf.block_size)
     raised = f"damping {factor.damping:g} instead of {conf.damping:g}" if factor.retries else None
     return Rounded(codes, params, "gptq", factor.damping, factor.retries, raised)
-
-
-def _static_groups(
-    weight: Tensor, order: Tensor, factor: Factor, fit: FitGrid, block_size: int
-) -> tuple[Tensor, QuantParams]:
-    """Grids of the original columns, fixed first; then columns in `order`, each on the grid of its original group."""
-    params = fit(weight)
-    group_size = weight.shape[1] // params.scale.shape[1]
-    codes = round_columns(
-        weight[:, order],
-        factor.feedback,
-        params.scale,
-        params.zero_point,
-        order // group_size,
-        max_code=params.max_code,
-        block_size=block_size,
-    )
-    return codes[:, torch.argsort(order)], params
 
 
 def _dynamic_groups(
@@ -71,6 +54,7 @@ def _dynamic_groups(
     """
     error = torch.empty_like(weight)
     codes, grids = [], []
+    in_order = torch.arange(group_size, device=weight.device)
     for start in range(0, weight.shape[1], group_size):
         group = slice(start, start + group_size)
         own = factor.feedback[group, group]
@@ -79,18 +63,7 @@ def _dynamic_groups(
             own, carried, upper=True, left=False, unitriangular=True
         )
         grid = fit(compensated)
-        same_grid = torch.zeros(group_size, dtype=torch.int64)
-        codes.append(
-            round_columns(
-                compensated,
-                own,
-                grid.scale,
-                grid.zero_point,
-                same_grid,
-                max_code=grid.max_code,
-                block_size=block_size,
-            )
-        )
+        codes.append(round_in_order(compensated, in_order, own, grid, block_size))
         grids.append(grid)
         error[:, group] = weight[:, group] - dequantize(codes[-1], grid, weight.dtype)
     scale = torch.cat([grid.scale for grid in grids], dim=1)

@@ -1,0 +1,32 @@
+"""QuIP's grid: as many levels as codes, evenly from -S to S, S a constant times the root mean square."""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from conf.schema import RmsClip, UniformScheme
+from workers.methods.grid import SCALE_DTYPES, SMALLEST_SCALE, QuantParams, split_groups, storable
+
+
+def fit_grid(weight: Tensor, clip: RmsClip, scheme: UniformScheme) -> QuantParams:
+    """Levels S (2 k / (2^bits - 1) - 1), so that zero lies between two of them (Chee et al. 2023, section C).
+
+    S is `constant` times the RMS of the whole matrix, or with a group size of each group. weight: [out, in].
+    Raises MethodError when a scale cannot be stored.
+    """
+    groups = split_groups(weight, scheme.group_size)
+    if scheme.group_size is None:
+        rms = weight.square().mean(dtype=torch.float64).sqrt().expand(groups.shape[:2])
+    else:
+        rms = groups.square().mean(-1, dtype=torch.float64).sqrt()
+    steps = 2**scheme.bits - 1
+    step = (2 * clip.constant / steps * rms).clamp(min=SMALLEST_SCALE)
+    scale = step.to(SCALE_DTYPES[scheme.scale_dtype]).float()
+    zero_point = torch.full_like(scale, steps / 2)
+    return storable(QuantParams(scale, zero_point, scheme.bits, scheme.group_size), scheme)
+
+
+def variants(clip: RmsClip) -> list[RmsClip]:
+    """The constants to choose from by proxy loss, each as a setting of its own."""
+    return [dataclasses.replace(clip, constant=constant, candidates=[]) for constant in clip.candidates] or [clip]
