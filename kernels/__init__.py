@@ -7,6 +7,7 @@ def status() -> dict[str, str]:
     """Which version of each operation runs. Torch-free, so that the command line can print it."""
     return {
         "column_rounding": "reference (torch)",
+        "coordinate_descent": "reference (torch)",
         "factorization": "reference (torch)",
         "hessian": "reference (torch)",
     }

@@ -102,7 +102,7 @@ def test_a_row_or_group_has_no_more_values_than_its_bits_allow(
 ) -> None:
     scheme = SCHEMES[name]
     made(tiny_llama, tmp_path, method, scheme)
-    found = quantized_linears(key_directory(tmp_path), scheme)
+    found = quantized_linears(key_directory(tmp_path))
     assert set(found) == {f"model.layers.{i}.{linear}" for i in range(3) for linear in LINEARS}
     for codes, params in found.values():
         assert int(codes.max()) < 2**scheme.bits
@@ -136,7 +136,7 @@ def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:
 def test_rtn_through_the_pipeline_is_rtn_on_the_weights(tiny_llama: Path, tmp_path: Path) -> None:
     made(tiny_llama, tmp_path, "rtn", UniformScheme(bits=3))
     source = load_file(tiny_llama / ck.SINGLE)
-    found = quantized_linears(key_directory(tmp_path), UniformScheme(bits=3))
+    found = quantized_linears(key_directory(tmp_path))
     assert len(found) == 21
     for name, (codes, params) in found.items():
         weight = source[f"{name}.weight"].numpy()

@@ -1,5 +1,6 @@
 """Quantize requests over models small enough to be made in a test."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -14,22 +15,29 @@ from conf.schema import (
     CalibrationConf,
     FloatScheme,
     GptqRound,
+    KroneckerIncohere,
+    LdlqRound,
     MethodConf,
     NearestRound,
     NoRound,
     NumericsConf,
-    RoundConf,
+    RmsClip,
     UniformScheme,
 )
 from workers.api import ModelRef, QuantizeRequest, TextRef
 from workers.checkpoint import CheckpointReader
 from workers.datasets import content_hash
-from workers.export import PACKED, unpack
+from workers.export import PACKED, stored_layout, unpack
 from workers.methods.grid import QuantParams
 
 VOCAB_SIZE = 128
 NUM_WINDOWS, WINDOW_TOKENS = 8, 64
-ROUNDS: dict[str, type[RoundConf]] = {"none": NoRound, "rtn": NearestRound, "gptq": GptqRound}
+METHODS = {
+    "none": MethodConf("none", "baseline", round=NoRound()),
+    "rtn": MethodConf("rtn", "baseline", round=NearestRound()),
+    "gptq": MethodConf("gptq", "compensation", round=GptqRound()),
+    "quip": MethodConf("quip", "rotation", incohere=KroneckerIncohere(), clip=RmsClip(), round=LdlqRound()),
+}
 
 
 def write_tokenizer(directory: Path, vocab_size: int) -> None:
@@ -74,7 +82,7 @@ def request_for(
     windows: npt.NDArray[np.int64] | None = None,
     key: str = "key",
 ) -> QuantizeRequest:
-    """A request to quantize `model` with `method` (none | rtn | gptq), by default to 3 bits per row."""
+    """A request to quantize `model` with `method` (a key of METHODS), by default to 3 bits per row."""
     windows = random_windows(NUM_WINDOWS, WINDOW_TOKENS) if windows is None else windows
     storage.mkdir(parents=True, exist_ok=True)
     tokens = storage / "windows.npy"
@@ -84,7 +92,7 @@ def request_for(
         evaluate_key="evaluation",
         quantize_key=key,
         model=model_ref(model),
-        method=MethodConf(name=method, category="baseline", round=ROUNDS[method]()),
+        method=copy.deepcopy(METHODS[method]),
         scheme=FloatScheme() if method == "none" else scheme or UniformScheme(bits=3),
         calibration=CalibrationConf("tokens", "tokens", str(tokens), count, length),
         calibration_text=TextRef("tokens", str(tokens), content_hash(tokens)),
@@ -95,15 +103,18 @@ def request_for(
     )
 
 
-def quantized_linears(checkpoint: Path, scheme: UniformScheme) -> dict[str, tuple[torch.Tensor, QuantParams]]:
+def quantized_linears(checkpoint: Path) -> dict[str, tuple[torch.Tensor, QuantParams]]:
     """Codes [out, in] and grid of every packed linear, by its full name."""
+    layout = stored_layout(checkpoint)
+    assert layout is not None
     reader = CheckpointReader(checkpoint)
     found = {}
     for name in reader.files:
         if name.endswith(f".{PACKED}"):
             linear = name.removesuffix(f".{PACKED}")
             parts = reader.read(reader.names(f"{linear}.weight_"))
-            found[linear] = unpack({n.removeprefix(f"{linear}."): t for n, t in parts.items()}, scheme)
+            codes, params, _ = unpack({n.removeprefix(f"{linear}."): t for n, t in parts.items()}, layout)
+            found[linear] = codes, params
     return found
 
 

@@ -4,7 +4,8 @@ Losses are compared, not codes: in float32 the thread count alone changes some o
 """
 
 import json
-from dataclasses import replace
+import statistics
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,26 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from conf.schema import ClipConf, GptqRound, MethodConf, MinmaxClip, MseClip, NearestRound, RoundConf, UniformScheme
+from conf.schema import (
+    ClipConf,
+    GptqRound,
+    KroneckerIncohere,
+    LdlqRound,
+    MethodConf,
+    MinmaxClip,
+    MseClip,
+    NearestRound,
+    RmsClip,
+    RoundConf,
+    UniformScheme,
+)
+from workers.methods.clip import minmax, rms
+from workers.methods.grid import FitGrid, dequantize
+from workers.methods.incohere.basis import Basis
+from workers.methods.incohere.kronecker import rescale_of
 from workers.methods.linear import QuantizedLinear, quantize_linear
+from workers.methods.loss import proxy_loss
+from workers.methods.round import ldlq
 
 pytestmark = pytest.mark.shared
 
@@ -77,6 +96,80 @@ def test_rtn_has_the_original_scales_zero_points_and_weights(
     quantized = quantize_linear(layer["W"], layer["H"], method, replace(PER_ROW, bits=bits))
 
     assert torch.equal(quantized.params.scale[:rows], golden[f"scale.w{bits}"])
-    assert torch.equal(quantized.params.zero_point[:rows], golden[f"zero.w{bits}"].int())
+    assert torch.equal(quantized.params.zero_point[:rows], golden[f"zero.w{bits}"])
     assert torch.equal(quantized.dequantize()[:rows], golden[f"rtn.w{bits}"])
     assert quantized.outcome.proxy_loss == pytest.approx(losses[f"rtn.w{bits}"], rel=1e-6)
+
+
+# --- QuIP ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Dense:
+    """An orthogonal matrix that was written out."""
+
+    matrix: Tensor
+
+    def apply(self, vectors: Tensor) -> Tensor:
+        return vectors @ self.matrix.to(vectors).mT
+
+    def inverse(self, vectors: Tensor) -> Tensor:
+        return vectors @ self.matrix.to(vectors)
+
+
+def _clamped_first(weight: Tensor, hessian: Tensor, fit: FitGrid) -> Tensor:
+    """LDLQ as the original has it: targets are cut off at the grid's ends before the first column, and that is lost."""
+    params = fit(weight)
+    ends = dequantize(torch.tensor([[0, params.max_code]]).expand(len(weight), 2).to(torch.uint8), params, weight.dtype)
+    cut = weight.clamp(ends[:, :1], ends[:, 1:])
+    conf = LdlqRound(greedy_passes=0)
+    return dequantize(ldlq.round_weight(cut, hessian, conf, PER_ROW, lambda _: params).codes, params, weight.dtype)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_item_12_ldlq_loses_what_the_original_loses_only_where_targets_are_cut_off_first(
+    layer: dict[str, Tensor], losses: dict[str, float], bits: int
+) -> None:
+    weight, hessian = layer["W"].double(), layer["H"].double()
+    scheme = replace(PER_ROW, bits=bits)
+    cut = _clamped_first(weight, hessian, lambda w: minmax.fit_grid(w, MinmaxClip(), scheme))
+    assert proxy_loss(weight - cut, hessian) == pytest.approx(losses[f"ldlq.w{bits}"], rel=0.01)
+
+    method = MethodConf(name="ldlq", category="compensation", round=LdlqRound(greedy_passes=0))
+    loss = quantize_linear(layer["W"], layer["H"], method, scheme).outcome.proxy_loss
+    assert loss is not None and loss < losses[f"ldlq.w{bits}"]
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("factors", ["e0", "e1"])
+def test_item_12_quip_loses_what_the_original_loses_in_its_basis_with_targets_cut_off_first(
+    shared: Path, layer: dict[str, Tensor], losses: dict[str, float], factors: str, bits: int
+) -> None:
+    golden = load_file(shared / "golden" / "o_proj.quip.safetensors")
+    weight, hessian = layer["W"].double(), layer["H"].double()
+    u, v, rescale = (golden[f"quip.{factors}.{name}"] for name in ("U", "V", "scaleWH"))
+    basis = Basis(Dense(u), Dense(v), rescale, damping=0.01, seed=0)
+    assert torch.allclose(rescale_of(weight, hessian) / rescale, (rescale_of(weight, hessian) / rescale)[0], rtol=2e-3)
+    scheme = replace(PER_ROW, bits=bits)
+    turned = _clamped_first(
+        basis.of_weight(weight), basis.of_hessian(hessian), lambda w: rms.fit_grid(w, RmsClip(), scheme)
+    )
+    assert proxy_loss(weight - basis.back(turned), hessian) == pytest.approx(
+        losses[f"quip.w{bits}.{factors}"], rel=0.01
+    )
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_quip_over_ten_seeds_spreads_little_and_loses_less_than_the_original(
+    layer: dict[str, Tensor], losses: dict[str, float], bits: int
+) -> None:
+    method = MethodConf(
+        name="quip", category="rotation", incohere=KroneckerIncohere(), clip=RmsClip(), round=LdlqRound()
+    )
+    found = [
+        quantize_linear(layer["W"], layer["H"], method, replace(PER_ROW, bits=bits), seed).outcome.proxy_loss or 0.0
+        for seed in range(10)
+    ]
+    mean, deviation = statistics.mean(found), statistics.stdev(found)
+    assert deviation < 0.1 * mean
+    assert mean + 2 * deviation < losses[f"quip.w{bits}.e1"]
