@@ -15,11 +15,12 @@ MISSING: Any = "???"  # OmegaConf's marker for "must be given"
 # --- model -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(unsafe_hash=True)
 class ShapeConf:
     """Sizes of a model, named as in a Hugging Face config.json; enough for an exact plan without downloading.
 
-    `extra_parameters` counts 16-bit parameters outside the language model (vision tower and projector).
+    `extra_parameters` counts 16-bit parameters outside the language model (vision tower and projector). Hashable,
+    because what is summed from sizes is remembered by them.
     """
 
     hidden_size: int = MISSING
@@ -454,7 +455,11 @@ class NodeConf:
 
 @dataclass
 class ClusterConf:
-    """Where cells run. nodes null: what Ray reports of this machine (or of `address`)."""
+    """Where cells run. nodes null: what Ray reports of this machine (or of `address`).
+
+    secrets: environment variable -> absolute path of the file that holds its value on each node
+    (HF_TOKEN: /run/secrets/hf_token). Values themselves never stand in a configuration.
+    """
 
     name: str = MISSING
     address: Optional[str] = None
@@ -463,6 +468,7 @@ class ClusterConf:
     idle_seconds: float = 30.0
     quantize_timeout_seconds: float = 86400.0
     evaluate_timeout_seconds: float = 86400.0
+    secrets: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass

@@ -72,6 +72,8 @@ class Cell:
 
 def plain(value: Any) -> Any:
     """Dataclasses to dicts tagged with their class name. Raises TypeError on anything that is not plain data."""
+    if type(value) in (str, int, bool, type(None)):  # most of what there is, and nothing to look into
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"kind": type(value).__name__, **fields}

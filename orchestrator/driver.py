@@ -82,7 +82,7 @@ class Driver:
 
     def _loop(self) -> None:
         seen = shown = 0.0
-        events: list[Event] = [Tick(time.monotonic()), NodesChanged(self._scheduler.nodes())]
+        events: list[Event] = [Tick(time.monotonic()), self._nodes_changed()]
         while True:
             for event in events:
                 self._before(event)
@@ -99,7 +99,14 @@ class Driver:
                 time.sleep(POLL_SECONDS)
             if time.monotonic() - seen > NODES_SECONDS or any(_is_loss(end) for end in ends):
                 seen = time.monotonic()
-                events.insert(0, NodesChanged(self._scheduler.nodes()))
+                events.insert(0, self._nodes_changed())
+
+    def _nodes_changed(self) -> NodesChanged:
+        """The nodes to use now; why another one is left out is said once."""
+        event = NodesChanged(self._scheduler.nodes())
+        for reason in self._scheduler.newly_refused():
+            self._progress.note(f"left out: {reason}")
+        return event
 
     def _before(self, event: Event) -> None:
         """Write the result of an attempt whose worker did not live to write it."""

@@ -199,7 +199,7 @@ def quantize_memory(
     )
 
 
-def _hessian_bytes(blocks: list[list[LinearShape]], method: MethodConf) -> int:
+def _hessian_bytes(blocks: list[tuple[LinearShape, ...]], method: MethodConf) -> int:
     """float32 [in, in] for every distinct input of a block; GPTAQ's cross-Hessian doubles it."""
     if not needs_hessian(method):
         return 0
@@ -207,7 +207,7 @@ def _hessian_bytes(blocks: list[list[LinearShape]], method: MethodConf) -> int:
     return per_input * max(sum(x.in_features**2 * x.count for x in group_inputs(block)) for block in blocks)
 
 
-def _solver_bytes(blocks: list[list[LinearShape]], method: MethodConf) -> int:
+def _solver_bytes(blocks: list[tuple[LinearShape, ...]], method: MethodConf) -> int:
     """float32 W, codes and errors [out, in] of one linear; with a Hessian its damped copy and factor [in, in] too."""
     if isinstance(method.round, NoRound):
         return 0

@@ -9,8 +9,8 @@ from typing import Any
 from conf.errors import ConfigError
 from conf.schema import ModelConf, ShapeConf
 from workers.api import ModelRef
-from workers.datasets import HUB_ERRORS
 from workers.errors import PrerequisiteError
+from workers.hub import HUB_ERRORS
 from workers.zoo import zoo_path
 
 NO_SIZES = ("torch_dtype", "tie_word_embeddings")

@@ -7,24 +7,24 @@ import kernels
 from orchestrator.cell import Cell
 from orchestrator.memory_model import disk
 from orchestrator.scheduler import Scheduler
+from orchestrator.shipping import PROJECT, inputs
 from orchestrator.storage import Storage
 from workers.errors import PrerequisiteError
 
 GIB = 2**30
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def preflight(cells: list[Cell], storage: Storage, scheduler: Scheduler) -> None:
     """Raise PrerequisiteError with all problems found."""
     problems = [*_import_problems(), *_engine_problems(cells), *_disk_problems(cells, storage)]
-    problems += scheduler.storage_problems(storage.root)
+    problems += scheduler.admit(storage.root, inputs(cells))
     if problems:
         raise PrerequisiteError("\n  ".join(problems))
 
 
 def _import_problems() -> list[str]:
     """Another distribution is named `kernels` too, and Transformers asks for it by that name."""
-    if Path(kernels.__file__).resolve().is_relative_to(ROOT):
+    if Path(kernels.__file__).resolve().is_relative_to(PROJECT):
         return []
     return [
         f"`import kernels` finds {kernels.__file__}, not this project's; uninstall it: .venv/bin/pip uninstall kernels"

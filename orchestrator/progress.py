@@ -68,6 +68,10 @@ class SweepProgress:
         self._console.print(f"{word} {cell.label}  {failure.kind}: ", end="", highlight=False)
         self._console.print(failure.message, markup=False, highlight=False)
 
+    def note(self, text: str) -> None:
+        """Something about the cluster rather than a cell."""
+        self._console.print(text, style="yellow", markup=False, highlight=False)
+
     def _end(self, cell: Cell) -> None:
         self._running.pop(cell.key, None)
         self._num_done += 1

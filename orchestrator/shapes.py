@@ -1,11 +1,12 @@
 """The sizes of a model: one table per architecture says which linears a block has; the rest is summed from it.
 
-Pure, no torch: the planner knows a model from its config.json alone.
+Pure, no torch: the planner knows a model from its config.json alone. What every cell of a model asks for is remembered.
 """
 
 import difflib
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from conf.errors import ConfigError
@@ -34,9 +35,10 @@ class LinearShape:
         return self.out_features * self.in_features * self.count
 
 
-def block_linears(architecture: str, shape: ShapeConf, block_index: int) -> list[LinearShape]:
+@functools.cache
+def block_linears(architecture: str, shape: ShapeConf, block_index: int) -> tuple[LinearShape, ...]:
     """The linears of one block that a method quantizes, in order. Raises ConfigError naming a size that is missing."""
-    return _blocks(architecture).linears(shape, block_index)
+    return tuple(_blocks(architecture).linears(shape, block_index))
 
 
 def block_rest(architecture: str, shape: ShapeConf, block_index: int) -> int:
@@ -66,6 +68,7 @@ class Parameters:
         return self.quantized + self.rest + self.embedding + self.head + self.extra
 
 
+@functools.cache
 def parameters(architecture: str, shape: ShapeConf) -> Parameters:
     """Exact parameter counts of a model."""
     kinds = block_kinds(architecture, shape)
@@ -204,7 +207,7 @@ def head_dim(shape: ShapeConf) -> int:
     return shape.head_dim or shape.hidden_size // num_heads(shape)
 
 
-def group_inputs(linears: list[LinearShape]) -> list[LinearShape]:
+def group_inputs(linears: Sequence[LinearShape]) -> list[LinearShape]:
     """One linear for each distinct input of a block: the inputs whose Hessians are accumulated."""
     return list({linear.group: linear for linear in linears}.values())
 

@@ -3,7 +3,6 @@
 `SLOT_WORK` is keyed by the slot's dataclass: a new algorithm adds one function and one line.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,14 +65,14 @@ class Work:
         )
 
     def __mul__(self, factor: float) -> "Work":
-        return Work(*(factor * value for value in dataclasses.astuple(self)))
+        return Work(factor * self.forward, factor * self.float32, factor * self.traffic, factor * self.columns)
 
 
 @dataclass(frozen=True)
 class Block:
     """One decoder block and the tokens that run through it."""
 
-    linears: list[LinearShape]
+    linears: tuple[LinearShape, ...]
     num_sequences: int
     sequence_length: int
     scan_bytes_per_token: float

@@ -2,9 +2,10 @@
 
 Composing every cell with Hydra would take 0.15 s each. Instead each node of a cell (model, method, scheme, ...) is
 composed once per distinct set of overrides that can reach it, and nodes are combined; a test checks equality with full
-composition.
+composition. Points share equal nodes: what is equal is one object.
 """
 
+import functools
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,8 @@ from conf import register
 from conf.errors import ConfigError
 from conf.register import Choice, Composed
 from conf.schema import CellConf, ClusterConf, FloatScheme, RootConf, TrackingConf
+from workers.redaction import Redactor
+from workers.secrets import check_secrets
 
 NODES = ("model", "method", "scheme", "calibration", "suite", "lane", "numerics", "engine", "seed")
 RESERVED_NAMES = ("storage", "mlflow")
@@ -40,14 +43,21 @@ class Sweep:
 
 @dataclass
 class _Nodes:
-    """Composed nodes by the overrides that reach them."""
+    """Composed nodes by the overrides that reach them. shared: each different node once, by its repr."""
 
     fixed: tuple[str, ...]
-    cache: dict[tuple[str, ...], Composed] = field(default_factory=dict)
+    composed: dict[tuple[str, ...], Composed] = field(default_factory=dict)
+    known: dict[tuple[tuple[str, str], ...], Any] = field(default_factory=dict)
+    shared: dict[str, Any] = field(default_factory=dict)
 
     def get(self, node: str, overrides: dict[str, str]) -> Any:
         """The node under those of the overrides that can change it."""
-        return getattr(self._composed({k: v for k, v in overrides.items() if _head(k) == node}).root, node)
+        relevant = tuple((key, value) for key, value in overrides.items() if _head(key) == node)
+        found = self.known.get(key := (("node", node), *relevant))
+        if found is None:
+            found = getattr(self._composed(dict(relevant)).root, node)
+            found = self.known[key] = self.shared.setdefault(f"{node} {found!r}", found)
+        return found
 
     def with_scheme(self, overrides: dict[str, str]) -> dict[str, str]:
         """Overrides in which the scheme's option is explicit: a method may choose it."""
@@ -62,9 +72,9 @@ class _Nodes:
 
     def _composed(self, relevant: dict[str, str]) -> Composed:
         key = tuple(f"{k}={v}" for k, v in relevant.items())
-        if key not in self.cache:
-            self.cache[key] = register.compose([*self.fixed, *key])
-        return self.cache[key]
+        if key not in self.composed:
+            self.composed[key] = register.compose([*self.fixed, *key])
+        return self.composed[key]
 
 
 def expand(overrides: Sequence[str]) -> Sweep:
@@ -79,6 +89,8 @@ def expand(overrides: Sequence[str]) -> Sweep:
         fixed = {key: choice.values[0] for key, choice in given.items() if key not in axes}
         root = nodes.root({key: value for key, value in fixed.items() if _head(key) not in NODES})
         _check_execution(root)
+        addresses = [f"tracking.uri={root.tracking.uri}", f"cluster.address={root.cluster.address}"]
+        _refuse_credentials([*overrides, *addresses])
         _check_exclusions(root.exclude, axes)
         identity = {key: value for key, value in fixed.items() if _head(key) in NODES}
         points = tuple(_points(nodes, identity, axes, root.exclude))
@@ -104,13 +116,14 @@ def _axes(root: RootConf, given: dict[str, Choice]) -> dict[str, tuple[str, ...]
 def _points(
     nodes: _Nodes, fixed: dict[str, str], axes: dict[str, tuple[str, ...]], exclude: list[dict[str, Any]]
 ) -> Iterator[Point]:
-    seen: set[str] = set()
+    seen: set[tuple[int, ...]] = set()
     for combination in itertools.product(*axes.values()):
         assignment = dict(zip(axes, combination, strict=True))
         if any(_excluded(assignment, rule) for rule in exclude):
             continue
         point = _point(nodes, fixed, assignment)
-        if (identity := repr(point.config)) not in seen:
+        identity = tuple(id(getattr(point.config, node)) for node in NODES)
+        if identity not in seen:
             seen.add(identity)
             yield point
 
@@ -133,11 +146,13 @@ def _merged(recipe: list[Choice], overrides: dict[str, str]) -> dict[str, str]:
     return {c.key: c.values[0] for c in recipe} | overrides
 
 
+@functools.cache
 def _head(key: str) -> str:
     """`round@method.round` -> method; `scheme.bits` -> scheme."""
     return key.split("@")[-1].split(".")[0]
 
 
+@functools.cache
 def _composition_order(key: str) -> tuple[int, str]:
     """Group choices before values, so that equal cells have equal override lists."""
     return ("." in key.split("@")[0], key)
@@ -167,9 +182,26 @@ def _check_execution(root: RootConf) -> None:
             f"and not {' or '.join(RESERVED_NAMES)}"
         )
     if "://" in root.cluster.storage:
-        raise ConfigError(f"cluster.storage={root.cluster.storage}: a directory that every node sees, not a URL")
+        raise ConfigError(
+            f"cluster.storage={root.cluster.storage}: not a URL but a directory that every node sees (NFS, Lustre): "
+            "checkpoints and attempts appear by renames and hard links, which object stores do not have. MLflow's "
+            "artifacts may lie in one: docker/README.md"
+        )
     if root.cluster.nodes is not None and not any(node.count > 0 for node in root.cluster.nodes):
         raise ConfigError("cluster.nodes: at least one node, or null for what Ray finds")
+    check_secrets(root.cluster.secrets)
+
+
+def _refuse_credentials(texts: Sequence[str]) -> None:
+    """What is configured is recorded, in files and in MLflow."""
+    mask = Redactor([])
+    for text in texts:
+        if mask(text) != text:
+            raise ConfigError(
+                f"`{mask(text)}`: a password or token must not stand in a configuration, which is recorded with the "
+                "results. For MLflow set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment; "
+                "for the hub: cluster.secrets.HF_TOKEN=<file on every node>"
+            )
 
 
 def _written(value: Any) -> str:

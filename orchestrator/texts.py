@@ -17,8 +17,9 @@ from conf.errors import ConfigError
 from conf.schema import CalibrationConf, SuiteConf
 from workers.api import TextRef
 from workers.calibration import C4_NEW_NUM_DOCUMENTS, given_windows
-from workers.datasets import HUB_ERRORS, HUB_FILES, HubFile, Split, content_hash, read_content, read_documents
+from workers.datasets import HUB_FILES, HubFile, Split, content_hash, read_content, read_documents
 from workers.errors import BadInputError, PrerequisiteError
+from workers.hub import HUB_ERRORS
 from workers.zoo import zoo_path
 
 ZOO_PREFIX = "zoo:"

@@ -19,6 +19,7 @@ class FailureKind(enum.StrEnum):
     """Why an attempt failed; the rows of the failure table."""
 
     TRANSIENT = "TRANSIENT"
+    PREREQUISITE = "PREREQUISITE"  # something outside is missing on the node: a secret, leave to read a repository
     BAD_INPUT = "BAD_INPUT"
     NUMERICAL = "NUMERICAL"
     OUT_OF_MEMORY = "OUT_OF_MEMORY"
@@ -65,7 +66,10 @@ class TextRef:
 
 @dataclass(frozen=True)
 class QuantizeRequest:
-    """Everything a worker needs to make one checkpoint; evaluate_key names the cell it is made for first."""
+    """Everything a worker needs to make one checkpoint; evaluate_key names the cell it is made for first.
+
+    secrets: environment variable -> file on the node that holds its value.
+    """
 
     evaluate_key: str
     quantize_key: str
@@ -78,6 +82,7 @@ class QuantizeRequest:
     numerics: NumericsConf
     storage: str
     attempt_directory: str
+    secrets: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class EvaluateRequest:
-    """Everything an engine host needs to score one cell."""
+    """Everything an engine host needs to score one cell. secrets: as for quantizing."""
 
     evaluate_key: str
     quantize_key: str
@@ -150,6 +155,7 @@ class EvaluateRequest:
     dtype: str
     storage: str
     attempt_directory: str
+    secrets: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,8 @@ def check_token_ids(windows: Windows, vocab_size: int) -> None:
         row, column = (int(i) for i in np.argwhere(wrong)[0])
         raise BadInputError(
             f"token id {int(windows[row, column])} in window {row}, position {column}, but the model's vocabulary has "
-            f"{vocab_size} entries: these tokens belong to another tokenizer"
+            f"{vocab_size} entries: these tokens belong to another tokenizer; give the model's own "
+            "(model.tokenizer=<hub id or directory>), or tokens made with it"
         )
 
 

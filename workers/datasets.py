@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
-import httpx2
 import numpy as np
 import numpy.typing as npt
 from huggingface_hub import hf_hub_download
 
 from workers.api import TextRef
-from workers.errors import BadInputError, TransientError
+from workers.errors import BadInputError
+from workers.hub import HUB_ERRORS, hub_failure
 
 Split = Literal["train", "test"]  # calibrate on | score on; C4 calls the second one validation
 Content = str | list[str] | npt.NDArray[np.integer[Any]]  # one stream | documents | token ids
@@ -27,9 +27,6 @@ Content = str | list[str] | npt.NDArray[np.integer[Any]]  # one stream | documen
 GZIP_MAGIC = b"\x1f\x8b"
 PARQUET_MAGIC = b"PAR1"
 BYTE_ORDER_MARK = "\ufeff"
-
-# What the hub's client lets through: its own errors, its HTTP library's and its transfer library's.
-HUB_ERRORS = (OSError, httpx2.HTTPError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,8 @@ def load_content(ref: TextRef) -> Content:
     """The content of a resolved text: documents for c4 and c4_new, an integer array for tokens, else one string.
 
     Raises BadInputError when the file is damaged, of the wrong kind, not on this node or no longer the one that was
-    resolved; TransientError when the hub does not answer; OSError as the system gives it, a full disk included.
+    resolved; TransientError when the hub does not answer, PrerequisiteError when it refuses; OSError as the system
+    gives it, a full disk included.
     """
     path = _download(ref) if ref.location is None else _verified(Path(ref.location), ref.fingerprint)
     return read_content(ref.source, path)
@@ -190,4 +188,4 @@ def _download(ref: TextRef) -> Path:
     except HUB_ERRORS as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
-        raise TransientError(f"cannot get {ref.fingerprint}: {error}") from error
+        raise hub_failure(ref.fingerprint, error) from error

@@ -1,6 +1,7 @@
 """The error tree.
 
-    PrerequisiteError                exit 3: something outside is missing; the message names the command that fixes it
+    PrerequisiteError                exit 3, in a worker PREREQUISITE: something outside is missing; the message names
+    |                                the command that fixes it
     +-- LockedError                  exit 3: another driver holds the sweep
     CellError(kind)                  one attempt at one cell failed; becomes a Failure, never a traceback for the user
     +-- TransientError               TRANSIENT      hub, data set or network: worth another try
@@ -10,7 +11,7 @@
     +-- ParityError                  PARITY         engine and manifest disagree on the canary prompts
     +-- NoOpError                    NO_OP          quantization changed nothing
 
-Errors of Python, torch and the operating system are sorted into kinds in one place, `workers/entry.py`.
+Errors of Python, torch and the operating system are sorted into kinds in one place, `workers/failures.py`.
 """
 
 from typing import ClassVar

@@ -41,6 +41,7 @@ class FakeScheduler:
         self.started: list[str] = []
         self.aborted: list[str] = []
         self.hosts: set[str] = set()
+        self.refused: list[str] = []
         self._quantize = quantize
         self._ends: list[End] = []
 
@@ -71,8 +72,12 @@ class FakeScheduler:
         ends, self._ends = self._ends, []
         return ends
 
-    def storage_problems(self, root: Path) -> list[str]:
+    def admit(self, storage: Path, inputs: tuple[str, ...]) -> list[str]:
         return []
+
+    def newly_refused(self) -> list[str]:
+        reasons, self.refused = self.refused, []
+        return reasons
 
     def close(self) -> None:
         """Nothing runs."""

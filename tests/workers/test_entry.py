@@ -13,8 +13,6 @@ from typing import Any
 
 import psutil
 import pytest
-import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
 
 from conf.schema import CalibrationConf, GptqRound, MethodConf, NumericsConf, SuiteConf, UniformScheme
 from workers import errors
@@ -32,7 +30,7 @@ from workers.api import (
     TextRef,
     from_json,
 )
-from workers.entry import EXIT_CODE, EngineHost, classify, quantize_stage
+from workers.entry import EXIT_CODE, EngineHost, quantize_stage
 
 REPOSITORY = Path(__file__).parents[2]
 MODEL = ModelRef("tiny", "/models/tiny", "llama", "sha256:0")
@@ -117,68 +115,6 @@ def raising(error: Exception) -> Callable[[], Any]:
 
 def result_in(directory: Path) -> AttemptResult:
     return from_json(AttemptResult, (directory / "result.json").read_text())
-
-
-# --- kinds -----------------------------------------------------------------------------------------------------------
-
-KINDS = [
-    (errors.TransientError("hub"), "TRANSIENT"),
-    (errors.BadInputError("shard"), "BAD_INPUT"),
-    (errors.NumericalError("NaN", layer="model.layers.3.mlp.down_proj"), "NUMERICAL"),
-    (errors.EngineError("died"), "ENGINE"),
-    (errors.ParityError("apart"), "PARITY"),
-    (errors.NoOpError("unchanged"), "NO_OP"),
-    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "OUT_OF_MEMORY"),
-    (RuntimeError("CUDA error: out of memory"), "OUT_OF_MEMORY"),
-    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"), "OUT_OF_MEMORY"),
-    (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), "CUDA"),
-    (RuntimeError("CUDA error: device-side assert triggered"), "CUDA"),
-    (MemoryError(), "WORKER_LOST"),
-    (OSError(errno.ENOMEM, "Cannot allocate memory"), "WORKER_LOST"),
-    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes"), "WORKER_LOST"),
-    (OSError(errno.ENOSPC, "No space left on device"), "DISK_FULL"),
-    (OSError(errno.EDQUOT, "Disk quota exceeded"), "DISK_FULL"),
-    (RuntimeError('I/O error: No space left on device (os error 28) at "block-00001.safetensors"'), "DISK_FULL"),
-    (ConnectionResetError("reset by peer"), "TRANSIENT"),
-    (TimeoutError("timed out"), "TRANSIENT"),
-    (LocalEntryNotFoundError("cannot reach the hub"), "TRANSIENT"),
-    (FileNotFoundError(errno.ENOENT, "No such file"), "INTERNAL"),
-    (ZeroDivisionError("division by zero"), "INTERNAL"),
-    (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "INTERNAL"),
-]
-
-
-@pytest.mark.parametrize(("error", "kind"), KINDS, ids=lambda x: x if isinstance(x, str) else type(x).__name__)
-def test_every_error_has_its_row_in_the_failure_table(error: Exception, kind: str) -> None:
-    failure = classify("quantize", error)
-    assert failure.kind is FailureKind(kind)
-    assert failure.stage == "quantize"
-    assert failure.message
-
-
-def test_every_kind_that_a_worker_can_see_is_in_that_table() -> None:
-    elsewhere = {"TIMEOUT", "CANCELLED"}  # the driver's to say
-    assert {kind for _, kind in KINDS} | elsewhere == set(FailureKind)
-
-
-def test_a_failure_names_its_layer_and_keeps_the_traceback() -> None:
-    def work() -> None:
-        try:
-            _ = 1 / 0
-        except ZeroDivisionError as error:
-            raise errors.NumericalError("Hessian is not finite", layer="layers.3") from error
-
-    with pytest.raises(errors.NumericalError) as raised:
-        work()
-    failure = classify("quantize", raised.value)
-    assert failure.layer == "layers.3"
-    assert failure.message == "layers.3: Hessian is not finite"
-    assert failure.traceback is not None
-    assert "ZeroDivisionError" in failure.traceback and "in work" in failure.traceback
-
-
-def test_an_error_without_words_is_named() -> None:
-    assert classify("evaluate", KeyboardInterrupt()).message == "KeyboardInterrupt"
 
 
 # --- quantize --------------------------------------------------------------------------------------------------------
@@ -336,6 +272,7 @@ def test_what_a_stage_prints_goes_to_its_log_and_what_comes_after_does_not(
 
     quantizing(work)
     use_stdout_of_a_worker(monkeypatch)
+    quantize_stage(dataclasses.replace(quantize_request, attempt_directory=str(tmp_path / "first")))  # starts a writer
     before = psutil.Process().num_fds()
     quantize_stage(quantize_request)
     os.write(1, b"afterwards\n")
@@ -365,3 +302,89 @@ def test_a_second_stage_adds_to_the_log_of_the_first(
     quantize_stage(quantize_request)
     log = (tmp_path / "log.txt").read_text()
     assert log.index("first") < log.index("second")
+
+
+# --- storage that is full or gone ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_a_failure_that_cannot_be_written_is_still_told_to_the_driver(
+    tmp_path: Path,
+    quantize_request: QuantizeRequest,
+    quantizing: Callable[[Callable[[], Any]], None],
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+) -> None:
+    def unwritable(path: Path, text: str) -> bool:
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr("workers.entry.create", unwritable)
+    quantizing(raising(errors.NumericalError("NaN", layer="layers.3")))
+    failure = quantize_stage(quantize_request)
+    assert failure is not None and (failure.kind, failure.layer) == (FailureKind.NUMERICAL, "layers.3")
+    assert f"result.json cannot be written: [Errno {code}]" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_storage_that_has_vanished_is_no_dead_worker(
+    tmp_path: Path, quantize_request: QuantizeRequest, quantizing: Callable[[Callable[[], Any]], None]
+) -> None:
+    quantizing(raising(errors.NumericalError("NaN")))
+    failure = quantize_stage(dataclasses.replace(quantize_request, attempt_directory=str(tmp_path / "vanished")))
+    assert failure is not None and failure.kind is FailureKind.NUMERICAL
+
+
+def test_a_gpu_s_failure_that_cannot_be_written_is_told_before_the_process_is_given_up(
+    tmp_path: Path, evaluate_request: EvaluateRequest, evaluating: Callable[[Callable[[], Any]], list[_Evaluator]]
+) -> None:
+    evaluating(raising(RuntimeError("CUDA error: illegal address")))
+    gone = dataclasses.replace(evaluate_request, attempt_directory=str(tmp_path / "vanished"))
+    failure = EngineHost("transformers", 1).evaluate(gone)
+    assert failure is not None and failure.kind is FailureKind.CUDA
+
+
+# --- secrets ---------------------------------------------------------------------------------------------------------
+
+SECRET = "hunter2-hunter2"
+
+
+@pytest.fixture
+def secret_file(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Holds SECRET for MY_SETTING, a variable whose name does not say so."""
+    monkeypatch.setenv("MY_SETTING", "")  # so that what the stage sets goes after the test
+    path = tmp_path_factory.mktemp("secrets") / "my_setting"
+    path.write_text(f"{SECRET}\n")
+    return path
+
+
+def test_a_secret_file_is_in_the_environment_of_the_stage_and_nowhere_in_its_attempt(
+    tmp_path: Path,
+    quantize_request: QuantizeRequest,
+    quantizing: Callable[[Callable[[], Any]], None],
+    secret_file: Path,
+) -> None:
+    def work() -> None:
+        assert os.environ["MY_SETTING"] == SECRET
+        os.write(2, f"a library prints {SECRET}\n".encode())
+        subprocess.run(["sh", "-c", "echo a child prints $MY_SETTING"], check=True)
+        raise OSError(f"cannot log in with {SECRET}") from ValueError(f"{SECRET} was refused")
+
+    quantizing(work)
+    failure = quantize_stage(dataclasses.replace(quantize_request, secrets={"MY_SETTING": str(secret_file)}))
+    assert failure is not None and "cannot log in with ***" in failure.message
+    assert failure.traceback is not None and "*** was refused" in failure.traceback
+    written = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert set(written) == {"log.txt", "result.json"}
+    assert not [name for name, text in written.items() if SECRET in text]
+    assert "a library prints ***" in written["log.txt"] and "a child prints ***" in written["log.txt"]
+
+
+def test_a_secret_file_that_is_not_there_fails_the_cell_and_says_where_it_should_be(
+    tmp_path: Path, quantize_request: QuantizeRequest, quantizing: Callable[[Callable[[], Any]], None]
+) -> None:
+    quantizing(lambda: pytest.fail("the stage has started"))
+    gone = tmp_path / "gone"
+    failure = quantize_stage(dataclasses.replace(quantize_request, secrets={"HF_TOKEN": str(gone)}))
+    assert failure is not None and failure.kind is FailureKind.PREREQUISITE
+    for words in ("cluster.secrets.HF_TOKEN", str(gone), os.uname().nodename, "put the file"):
+        assert words in failure.message
+    assert result_in(tmp_path).failure == failure
