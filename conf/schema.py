@@ -98,8 +98,6 @@ class AwqScale(ScaleConf):
 
     grid: int = 20
     gqa: str = "mean"  # fold v -> o under grouped-query attention: mean | max | skip
-    moe: bool = True
-    mamba: bool = True
 
 
 @dataclass
@@ -302,11 +300,16 @@ class HqqRound(RoundConf):
 
 @dataclass
 class MethodConf:
-    """A composition of stages. `published` lists the overrides of the method's own recipe (lane=published)."""
+    """A composition of stages. `published` lists the overrides of the method's own recipe (lane=published).
+
+    inputs: what a block's statistics are taken on, its inputs as the quantized blocks before it make them, or as the
+    original ones do.
+    """
 
     name: str = MISSING
     category: str = MISSING  # baseline | compensation | rotation | salience | optimization | combination
     published: list[str] = field(default_factory=list)
+    inputs: str = "quantized"  # quantized | original
     rotate: RotateConf = field(default_factory=NoRotate)
     scale: ScaleConf = field(default_factory=NoScale)
     incohere: IncohereConf = field(default_factory=NoIncohere)

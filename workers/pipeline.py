@@ -7,12 +7,10 @@ block and its outputs are on disk before the next begins, so a killed worker's s
 
 import dataclasses
 import errno
-import hashlib
 import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +18,14 @@ import torch
 from torch import nn
 
 from conf.schema import UniformScheme
-from kernels.hessian import accumulate_gram
 from workers import checkpoint as ck
 from workers import export, partial
 from workers.api import Canary, LayerReport, Manifest, QuantizeRequest
-from workers.arch import LinearGroup
+from workers.block import QuantizedBlock, quantize_block
 from workers.calibration import Windows, calibration_windows, canary_tokens, token_hash
 from workers.datasets import load_content
 from workers.errors import NoOpError, NumericalError
-from workers.methods.errors import MethodError
-from workers.methods.linear import quantize_linear
-from workers.methods.registry import Need, is_baseline, needs
+from workers.methods.registry import is_baseline, needs
 from workers.model_files import load_tokenizer, local_directory
 from workers.process import peak_memory_gib, reset_peak_memory, return_freed_memory, versions
 from workers.stream import BlockStream
@@ -146,15 +141,35 @@ def _walk(
         began = time.perf_counter()
         with stream.block(index) as block:
             stream.run(block, streams.reference, streams.canary_kwargs, _into(streams.reference))
-            block_reports, packed = _quantize_block(request, stream, block, index, streams)
-            if index + 1 < stream.num_blocks:  # nothing reads the calibration stream after the last block
-                stream.run(block, streams.calibration, streams.calibration_kwargs, _into(streams.calibration))
+            done = _quantize_and_propagate(request, stream, block, index, streams)
             stream.run(block, streams.quantized, streams.canary_kwargs, _into(streams.quantized))
         _require_finite(streams, f"{stream.architecture.blocks}.{index}")
-        reports += block_reports
-        partial.save_block(unfinished, index, packed, block_reports, streams.tensors())
+        reports += done.reports
+        partial.save_block(unfinished, index, done.tensors, done.reports, streams.tensors())
         log.info("block %d of %d: %.2f s", index + 1, stream.num_blocks, time.perf_counter() - began)
     return reports, streams
+
+
+def _quantize_and_propagate(
+    request: QuantizeRequest, stream: BlockStream, block: nn.Module, index: int, streams: Streams
+) -> QuantizedBlock:
+    """The block's statistics are those of its inputs; the next block's are what this one makes of them.
+
+    As it was before it was quantized where the method says `inputs: original`, as it is now otherwise.
+    """
+    inputs, kwargs = streams.calibration, streams.calibration_kwargs
+    is_last = index + 1 == stream.num_blocks  # nothing reads the calibration stream after it
+    if request.method.inputs == "original":
+        outputs = list(inputs)
+        if not is_last:
+            stream.run(block, inputs, kwargs, _into(outputs))
+        done = quantize_block(request, stream, block, index, inputs, kwargs)
+        streams.calibration = outputs
+        return done
+    done = quantize_block(request, stream, block, index, inputs, kwargs)
+    if not is_last:
+        stream.run(block, inputs, kwargs, _into(inputs))
+    return done
 
 
 def _first_streams(request: QuantizeRequest, stream: BlockStream, windows: Windows, canary: torch.Tensor) -> Streams:
@@ -173,114 +188,6 @@ def _into(batches: list[torch.Tensor]) -> Callable[[int, torch.Tensor], None]:
         batches[index] = output.cpu()
 
     return keep
-
-
-def _quantize_block(
-    request: QuantizeRequest, stream: BlockStream, block: nn.Module, index: int, streams: Streams
-) -> tuple[list[LayerReport], dict[str, torch.Tensor]]:
-    """Quantize a block in place; returns its reports and the tensors of its shard."""
-    if is_baseline(request.method):
-        return [], {}
-    prefix = f"{stream.architecture.blocks}.{index}"
-    hessians = _Hessians(stream.architecture.groups)
-    if Need.HESSIAN in needs(request.method):
-        with hessians.watching(block):
-            stream.run(block, streams.calibration, streams.calibration_kwargs)
-    reports: list[LayerReport] = []
-    packed: dict[str, torch.Tensor] = {}
-    for group in stream.architecture.groups:
-        statistics = hessians.take(group.name)
-        for name in group.linears:
-            report, tensors = _quantize_one(request, block, index, prefix, name, statistics)
-            reports.append(report)
-            packed |= {f"{prefix}.{name}.{part}": tensor for part, tensor in tensors.items()}
-    quantized = {f"{prefix}.{name}.weight" for name in stream.architecture.linears}
-    kept = [name for name in stream.reader.names(f"{prefix}.") if name not in quantized]
-    return reports, packed | stream.reader.read(kept)
-
-
-def _quantize_one(
-    request: QuantizeRequest, block: nn.Module, index: int, prefix: str, name: str, statistics: "Statistics"
-) -> tuple[LayerReport, dict[str, torch.Tensor]]:
-    assert isinstance(request.scheme, UniformScheme)
-    began = time.perf_counter()
-    linear = block.get_submodule(name)
-    assert isinstance(linear, nn.Linear)
-    weight = linear.weight.detach().float()
-    try:
-        seed = _seed_of(request.seed, f"{prefix}.{name}")
-        result = quantize_linear(weight, statistics.hessian, request.method, request.scheme, seed)
-    except MethodError as error:
-        raise NumericalError(str(error), layer=f"{prefix}.{name}") from error
-    dense = result.dequantize()
-    unchanged = torch.equal(dense, weight)  # before the write: weight may be the linear's own storage
-    linear.weight.data.copy_(dense)
-    report = LayerReport(
-        block=index,
-        linear=name,
-        applied=result.outcome.applied,
-        bits=request.scheme.bits,
-        group_size=request.scheme.group_size,
-        bits_per_weight=result.outcome.bits_per_weight,
-        num_weights=weight.numel(),
-        num_tokens=statistics.num_tokens,
-        damping=result.outcome.damping,
-        damping_retries=result.outcome.damping_retries,
-        proxy_loss=result.outcome.proxy_loss,
-        relative_proxy_loss=result.outcome.relative_proxy_loss,
-        unchanged=unchanged,
-        degraded=result.outcome.degraded,
-        seconds=time.perf_counter() - began,
-    )
-    return report, export.pack(result, export.layout_of(request.method, request.scheme))
-
-
-def _seed_of(seed: int, linear: str) -> int:
-    """A seed of its own for every linear, so that neither order nor resumption changes what is drawn."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {linear}".encode()).digest()[:8]) >> 1  # torch takes 63 bits
-
-
-@dataclasses.dataclass
-class Statistics:
-    """What calibration says of one group's input: hessian [in, in] float32, mean over tokens of x x^T, or null."""
-
-    hessian: torch.Tensor | None
-    num_tokens: int
-
-
-class _Hessians:
-    """Accumulates H once per group of linears that share an input."""
-
-    def __init__(self, groups: tuple[LinearGroup, ...]) -> None:
-        self._groups = groups
-        self._sums: dict[str, torch.Tensor] = {}
-        self._tokens: dict[str, int] = {}
-
-    def watching(self, block: nn.Module) -> ExitStack:
-        """Hooks on the first linear of each group, removed on exit."""
-        stack = ExitStack()
-        for group in self._groups:
-            hook = block.get_submodule(group.linears[0]).register_forward_pre_hook(self._observer(group.name))
-            stack.callback(hook.remove)
-        return stack
-
-    def _observer(self, name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-        def observe(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            inputs = args[0].reshape(-1, args[0].shape[-1]).float()
-            if name not in self._sums:
-                self._sums[name] = torch.zeros(inputs.shape[1], inputs.shape[1], device=inputs.device)
-                self._tokens[name] = 0
-            accumulate_gram(self._sums[name], inputs)
-            self._tokens[name] += len(inputs)
-
-        return observe
-
-    def take(self, name: str) -> Statistics:
-        """The group's statistics, which are not kept here any longer; none where nothing was watched."""
-        if name not in self._sums:
-            return Statistics(None, 0)
-        num_tokens = self._tokens.pop(name)
-        return Statistics(self._sums.pop(name).div_(num_tokens), num_tokens)
 
 
 def _require_finite(streams: Streams, where: str) -> None:

@@ -64,6 +64,12 @@ class BlockStream:
         return len(self._blocks)
 
     @property
+    def head_dim(self) -> int:
+        """Columns of one attention head."""
+        text = self.config.get_text_config()
+        return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+
+    @property
     def _blocks(self) -> nn.ModuleList:
         blocks = self.model.get_submodule(self.architecture.blocks)
         assert isinstance(blocks, nn.ModuleList)

@@ -14,6 +14,7 @@ from workers.methods.clip.minmax import fit_grid
 from workers.methods.grid import QuantParams, dequantize
 from workers.methods.loss import proxy_loss
 from workers.methods.round.gptq import round_weight
+from workers.methods.statistics import Statistics
 
 SIZES = (1024, 4096)
 REPEATS = 3
@@ -47,7 +48,7 @@ def eager_gptq(weight: Tensor, hessian: Tensor) -> Tensor:
 def our_gptq(weight: Tensor, hessian: Tensor) -> Tensor:
     """The same through our rounding stage."""
     conf = GptqRound(damping=DAMPING, block_size=BLOCK_SIZE)
-    rounded = round_weight(weight, hessian, conf, SCHEME, _fit)
+    rounded = round_weight(weight, Statistics(hessian), conf, SCHEME, _fit)
     return dequantize(rounded.codes, rounded.params)
 
 

@@ -17,6 +17,7 @@ from workers import export
 from workers.checkpoint import CheckpointReader, checkpoint_directory
 from workers.methods.grid import QuantParams
 from workers.methods.linear import Outcome, QuantizedLinear, quantize_linear, restored
+from workers.methods.statistics import Statistics
 from workers.pipeline import quantize
 
 SCHEMES = [
@@ -76,7 +77,7 @@ def test_a_word_holds_as_many_whole_codes_as_fit(bits: int, words: int) -> None:
 def test_a_linear_in_a_basis_of_its_own_comes_back_with_it(group_size: int | None) -> None:
     method, scheme = METHODS["quip"], UniformScheme(bits=2, group_size=group_size)
     weight = torch.randn(12, 40, generator=torch.Generator().manual_seed(0))
-    linear = quantize_linear(weight, torch.eye(40), method, scheme, seed=7)
+    linear = quantize_linear(weight, Statistics(torch.eye(40)), method, scheme, seed=7)
     layout = export.layout_of(method, scheme)
     tensors = export.pack(linear, layout)
     assert torch.equal(restored(*export.unpack(tensors, layout)), linear.dequantize())

@@ -142,18 +142,18 @@ def test_killed_while_writing_anything_it_resumes_with_the_same_bytes(
 def test_what_was_saved_is_not_computed_again(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import workers.pipeline as pipeline
+    import workers.block as block
 
     request = request_for(tiny_llama, tmp_path, "gptq")
     killed_while_writing(4, request)  # two blocks are whole
     quantized: list[str] = []
-    one = pipeline._quantize_one
+    one = block._quantize_one
 
     def counted(*args: Any) -> Any:
         quantized.append(args[3])
         return one(*args)
 
-    monkeypatch.setattr(pipeline, "_quantize_one", counted)
+    monkeypatch.setattr(block, "_quantize_one", counted)
     quantize(request)
     assert quantized == ["model.layers.2"] * 7
 

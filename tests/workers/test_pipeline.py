@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+import workers.block
 from conf.schema import UniformScheme
 from tests.workers.tiny_requests import (
     NUM_WINDOWS,
@@ -26,13 +27,14 @@ from tests.workers.tiny_requests import (
     write_llama,
 )
 from workers import checkpoint as ck
-from workers import partial, pipeline
+from workers import partial
 from workers.api import Manifest
 from workers.arch import ARCHITECTURES
 from workers.checkpoint import CheckpointReader, checkpoint_directory
 from workers.errors import BadInputError, NoOpError, NumericalError
 from workers.export import write_dense
 from workers.methods.grid import dequantize
+from workers.methods.statistics import Statistics
 from workers.pipeline import quantize
 
 LINEARS = ARCHITECTURES["llama"].linears
@@ -173,15 +175,16 @@ def test_hessians_are_those_of_a_forward_pass_through_what_was_quantized_before(
 ) -> None:
     given: list[torch.Tensor] = []
     weights: list[torch.Tensor] = []
-    actual = vars(pipeline)["quantize_linear"]
+    actual = vars(workers.block)["quantize_linear"]
 
-    def spy(weight: torch.Tensor, hessian: torch.Tensor, *rest: Any) -> Any:
-        result = actual(weight, hessian, *rest)
-        given.append(hessian.clone())
+    def spy(weight: torch.Tensor, statistics: Statistics, *rest: Any) -> Any:
+        result = actual(weight, statistics, *rest)
+        assert statistics.hessian is not None
+        given.append(statistics.hessian.clone())
         weights.append(result.dequantize())
         return result
 
-    monkeypatch.setattr(pipeline, "quantize_linear", spy)
+    monkeypatch.setattr(workers.block, "quantize_linear", spy)
     windows = random_windows(50, 64)  # two batches
     made(tiny_llama, tmp_path, "gptq", windows=windows)
     assert len(given) == 21

@@ -10,7 +10,7 @@ class LinearGroup:
     linears: names relative to the block, weights [out, in]. prev_op: the op whose output is that input up to a
     per-channel scale (where AWQ folds), or null. inspect: the smallest module holding the group whose output a search
     compares. residual: `read` when the input is the normed residual stream, `write` when the output is added to it,
-    null otherwise (which rotation sides apply).
+    null otherwise (which rotation sides apply). scores: those whose product becomes attention scores.
     """
 
     name: str
@@ -18,6 +18,7 @@ class LinearGroup:
     prev_op: str | None
     inspect: str
     residual: str | None
+    scores: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

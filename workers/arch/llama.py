@@ -18,6 +18,7 @@ LLAMA = Architecture(
             prev_op="input_layernorm",
             inspect="self_attn",
             residual="read",
+            scores=("self_attn.q_proj", "self_attn.k_proj"),
         ),
         LinearGroup(
             "o", ("self_attn.o_proj",), prev_op="self_attn.v_proj", inspect="self_attn.o_proj", residual="write"

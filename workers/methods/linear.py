@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from workers.methods.loss import proxy_loss
 from workers.methods.refusals import refusals
 from workers.methods.registry import missing_schemes, missing_stages, stage_module
 from workers.methods.round.rounded import Rounded
+from workers.methods.statistics import Statistics
 
 
 @dataclass(frozen=True)
@@ -62,22 +63,22 @@ def restored(codes: Tensor, params: QuantParams, basis: Basis | None, dtype: tor
 
 @full_float32()
 def quantize_linear(
-    weight: Tensor, hessian: Tensor | None, method: MethodConf, scheme: SchemeConf, seed: int = 0
+    weight: Tensor, statistics: Statistics, method: MethodConf, scheme: SchemeConf, seed: int = 0
 ) -> QuantizedLinear:
     """Quantize one weight matrix with the incohere, clip and round stages of `method`.
 
-    weight: [out, in] float32 (float64 computes in float64); not modified. hessian: [in, in], mean over tokens of x x^T,
-    undamped; not modified; null is enough for methods that need no data, and then no loss is reported. seed: of all
-    that is drawn at random for this linear. Losses are those of the linear's own basis.
+    weight: [out, in] float32 (float64 computes in float64); not modified. statistics: not modified; methods that need
+    no data need none, and without a Hessian no loss is reported. seed: of all that is drawn at random for this linear.
+    Losses are those of the linear's own basis.
     Raises MethodError for NaN, Inf, an indefinite Hessian or a scale out of range, ValueError for settings or shapes
     that do not fit. The caller adds the layer's name.
     """
     _require_supported(method, scheme)
-    _require_sound(weight, hessian)
-    statistics = None if hessian is None else hessian.to(weight.dtype)
-    basis = _basis(weight, statistics, method, seed)
-    clip, rounded = _round(weight, statistics, basis, method, scheme)
-    loss, relative = _losses(weight, restored(rounded.codes, rounded.params, basis, torch.float64), hessian)
+    _require_sound(weight, statistics)
+    in_dtype = _map(statistics, lambda tensor: tensor.to(weight.dtype))
+    basis = _basis(weight, in_dtype.hessian, method, seed)
+    clip, rounded = _round(weight, in_dtype, basis, method, scheme)
+    loss, relative = _losses(weight, restored(rounded.codes, rounded.params, basis, torch.float64), statistics.hessian)
     outcome = Outcome(
         applied=_applied(method, clip, rounded),
         bits_per_weight=bits_per_weight(method, scheme, *weight.shape),
@@ -90,6 +91,11 @@ def quantize_linear(
     return QuantizedLinear(rounded.codes, rounded.params, basis, outcome)
 
 
+def _map(statistics: Statistics, change: Callable[[Tensor], Tensor]) -> Statistics:
+    changed: dict[str, Any] = {k: change(v) for k, v in vars(statistics).items() if isinstance(v, Tensor)}
+    return replace(statistics, **changed)
+
+
 def _basis(weight: Tensor, hessian: Tensor | None, method: MethodConf, seed: int) -> Basis | None:
     if isinstance(method.incohere, NoIncohere):
         return None
@@ -98,25 +104,31 @@ def _basis(weight: Tensor, hessian: Tensor | None, method: MethodConf, seed: int
 
 
 def _round(
-    weight: Tensor, hessian: Tensor | None, basis: Basis | None, method: MethodConf, scheme: SchemeConf
+    weight: Tensor, statistics: Statistics, basis: Basis | None, method: MethodConf, scheme: SchemeConf
 ) -> tuple[ClipConf, Rounded]:
     """Clip and round in the basis; of several settings of the clip the one with the smallest loss wins."""
     if basis is not None:
         weight = basis.of_weight(weight)
-        hessian = None if hessian is None else basis.of_hessian(hessian)
+        statistics = basis.of_statistics(statistics)
     tried = [
-        (clip, _module(method.round).round_weight(weight, hessian, method.round, scheme, _fit(clip, scheme)))
+        (
+            clip,
+            _module(method.round).round_weight(
+                weight, statistics, method.round, scheme, _fit(clip, scheme, statistics)
+            ),
+        )
         for clip in (rms.variants(method.clip) if isinstance(method.clip, RmsClip) else [method.clip])
     ]
     if len(tried) == 1:
         return tried[0]
+    hessian = statistics.hessian
     metric = torch.eye(weight.shape[1], dtype=weight.dtype) if hessian is None else hessian
     return min(tried, key=lambda pair: proxy_loss(weight - dequantize(pair[1].codes, pair[1].params), metric))
 
 
-def _fit(clip: ClipConf, scheme: SchemeConf) -> Callable[[Tensor], QuantParams]:
+def _fit(clip: ClipConf, scheme: SchemeConf, statistics: Statistics) -> Callable[[Tensor], QuantParams]:
     def fit(columns: Tensor) -> QuantParams:
-        params: QuantParams = _module(clip).fit_grid(columns, clip, scheme)
+        params: QuantParams = _module(clip).fit_grid(columns, clip, scheme, statistics.inputs)
         return params
 
     return fit
@@ -143,15 +155,16 @@ def _require_supported(method: MethodConf, scheme: SchemeConf) -> None:
         raise ValueError("; ".join(problems))
 
 
-def _require_sound(weight: Tensor, hessian: Tensor | None) -> None:
+def _require_sound(weight: Tensor, statistics: Statistics) -> None:
     if not torch.isfinite(weight).all():
         raise MethodError("the weight has NaN or Inf; check the checkpoint's files")
-    if hessian is None:
-        return
-    if hessian.shape != (weight.shape[1], weight.shape[1]):
-        raise ValueError(f"Hessian {list(hessian.shape)} does not fit weight [out, in] = {list(weight.shape)}")
-    if not torch.isfinite(hessian).all():
-        raise MethodError("the Hessian has NaN or Inf: an activation overflowed; set numerics.dtype=float32")
+    for name, tensor in (("Hessian", statistics.hessian), ("cross-Hessian", statistics.cross_hessian)):
+        if tensor is None:
+            continue
+        if tensor.shape != (weight.shape[1], weight.shape[1]):
+            raise ValueError(f"{name} {list(tensor.shape)} does not fit weight [out, in] = {list(weight.shape)}")
+        if not torch.isfinite(tensor).all():
+            raise MethodError(f"the {name} has NaN or Inf: an activation overflowed; set numerics.dtype=float32")
 
 
 def _losses(weight: Tensor, quantized: Tensor, hessian: Tensor | None) -> tuple[float | None, float | None]:

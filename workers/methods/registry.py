@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from conf.schema import (
+    AwqScale,
     FloatScheme,
     GptqRound,
     KroneckerIncohere,
@@ -25,6 +26,8 @@ from conf.schema import (
     NoTune,
     RmsClip,
     SchemeConf,
+    SearchClip,
+    SmoothScale,
     UniformScheme,
 )
 
@@ -54,9 +57,12 @@ _NOTHING = Stage(None, recipe=0)
 STAGES: dict[type[Any], Stage] = {
     NoRotate: _NOTHING,
     NoScale: _NOTHING,
+    AwqScale: Stage("workers.methods.scale.awq", recipe=1, needs=frozenset({Need.MEAN_ABS_INPUT, Need.HESSIAN})),
+    SmoothScale: Stage("workers.methods.scale.smooth", recipe=1, needs=frozenset({Need.MEAN_ABS_INPUT})),
     NoIncohere: _NOTHING,
     KroneckerIncohere: Stage("workers.methods.incohere.kronecker", recipe=1, needs=frozenset({Need.HESSIAN})),
     NoKeep: _NOTHING,
+    SearchClip: Stage("workers.methods.clip.search", recipe=1, needs=frozenset({Need.HESSIAN, Need.INPUTS})),
     MinmaxClip: Stage("workers.methods.clip.minmax", recipe=1),
     MseClip: Stage("workers.methods.clip.mse", recipe=1),
     RmsClip: Stage("workers.methods.clip.rms", recipe=1),

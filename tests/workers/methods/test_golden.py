@@ -33,6 +33,7 @@ from workers.methods.incohere.kronecker import rescale_of
 from workers.methods.linear import QuantizedLinear, quantize_linear
 from workers.methods.loss import proxy_loss
 from workers.methods.round import ldlq
+from workers.methods.statistics import Statistics
 
 pytestmark = pytest.mark.shared
 
@@ -64,7 +65,7 @@ def losses(shared: Path) -> dict[str, float]:
 def _quantize(layer: dict[str, Tensor], case: str, bits: int) -> QuantizedLinear:
     stage, clip, scheme = CASES[case]
     method = MethodConf(name="gptq", category="compensation", clip=clip, round=stage)
-    return quantize_linear(layer["W"], layer["H"], method, replace(scheme, bits=bits))
+    return quantize_linear(layer["W"], Statistics(layer["H"]), method, replace(scheme, bits=bits))
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -93,7 +94,7 @@ def test_rtn_has_the_original_scales_zero_points_and_weights(
     rows = len(golden[f"rtn.w{bits}"])
     method = MethodConf(name="rtn", category="baseline", round=NearestRound())
 
-    quantized = quantize_linear(layer["W"], layer["H"], method, replace(PER_ROW, bits=bits))
+    quantized = quantize_linear(layer["W"], Statistics(layer["H"]), method, replace(PER_ROW, bits=bits))
 
     assert torch.equal(quantized.params.scale[:rows], golden[f"scale.w{bits}"])
     assert torch.equal(quantized.params.zero_point[:rows], golden[f"zero.w{bits}"])
@@ -123,7 +124,8 @@ def _clamped_first(weight: Tensor, hessian: Tensor, fit: FitGrid) -> Tensor:
     ends = dequantize(torch.tensor([[0, params.max_code]]).expand(len(weight), 2).to(torch.uint8), params, weight.dtype)
     cut = weight.clamp(ends[:, :1], ends[:, 1:])
     conf = LdlqRound(greedy_passes=0)
-    return dequantize(ldlq.round_weight(cut, hessian, conf, PER_ROW, lambda _: params).codes, params, weight.dtype)
+    codes = ldlq.round_weight(cut, Statistics(hessian), conf, PER_ROW, lambda _: params).codes
+    return dequantize(codes, params, weight.dtype)
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -136,7 +138,7 @@ def test_item_12_ldlq_loses_what_the_original_loses_only_where_targets_are_cut_o
     assert proxy_loss(weight - cut, hessian) == pytest.approx(losses[f"ldlq.w{bits}"], rel=0.01)
 
     method = MethodConf(name="ldlq", category="compensation", round=LdlqRound(greedy_passes=0))
-    loss = quantize_linear(layer["W"], layer["H"], method, scheme).outcome.proxy_loss
+    loss = quantize_linear(layer["W"], Statistics(layer["H"]), method, scheme).outcome.proxy_loss
     assert loss is not None and loss < losses[f"ldlq.w{bits}"]
 
 
@@ -166,10 +168,9 @@ def test_quip_over_ten_seeds_spreads_little_and_loses_less_than_the_original(
     method = MethodConf(
         name="quip", category="rotation", incohere=KroneckerIncohere(), clip=RmsClip(), round=LdlqRound()
     )
-    found = [
-        quantize_linear(layer["W"], layer["H"], method, replace(PER_ROW, bits=bits), seed).outcome.proxy_loss or 0.0
-        for seed in range(10)
-    ]
+    scheme = replace(PER_ROW, bits=bits)
+    outcomes = [quantize_linear(layer["W"], Statistics(layer["H"]), method, scheme, seed).outcome for seed in range(10)]
+    found = [outcome.proxy_loss or 0.0 for outcome in outcomes]
     mean, deviation = statistics.mean(found), statistics.stdev(found)
     assert deviation < 0.1 * mean
     assert mean + 2 * deviation < losses[f"quip.w{bits}.e1"]

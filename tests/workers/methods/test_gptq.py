@@ -11,6 +11,7 @@ from workers.methods.clip.minmax import fit_grid
 from workers.methods.grid import FitGrid, QuantParams, dequantize
 from workers.methods.loss import proxy_loss
 from workers.methods.round import gptq, nearest
+from workers.methods.statistics import Statistics
 
 PER_ROW = UniformScheme(bits=3)
 GROUPS = UniformScheme(bits=3, group_size=16)
@@ -31,7 +32,7 @@ def _fit(scheme: UniformScheme) -> FitGrid:
 
 
 def _codes(weight: Tensor, hessian: Tensor, conf: GptqRound, scheme: UniformScheme = PER_ROW) -> Tensor:
-    return gptq.round_weight(weight, hessian, conf, scheme, _fit(scheme)).codes
+    return gptq.round_weight(weight, Statistics(hessian), conf, scheme, _fit(scheme)).codes
 
 
 def _damped(hessian: Tensor, damping: float = 0.01) -> Tensor:
@@ -85,7 +86,7 @@ def test_01_gptq_with_diagonal_hessian_equals_rtn(act_order: bool, scheme: Unifo
     weight, hessian = _problem()
     weight, diagonal = weight.to(dtype), torch.diag(hessian.diagonal()).to(dtype)
 
-    plain = nearest.round_weight(weight, None, NearestRound(), scheme, _fit(scheme)).codes
+    plain = nearest.round_weight(weight, Statistics(), NearestRound(), scheme, _fit(scheme)).codes
 
     assert torch.equal(_codes(weight, diagonal, GptqRound(act_order=act_order), scheme), plain)
 
@@ -137,7 +138,7 @@ def test_03_gptq_is_ldlq_in_forward_order(bounded: bool) -> None:
     weight, hessian = _problem()
     params = _fit(PER_ROW)(weight) if bounded else _integer_grid(24)
 
-    codes = gptq.round_weight(weight, hessian, GptqRound(act_order=False), PER_ROW, lambda _: params).codes
+    codes = gptq.round_weight(weight, Statistics(hessian), GptqRound(act_order=False), PER_ROW, lambda _: params).codes
 
     flipped = _reverse_ldlq(weight.flip(1), _damped(hessian).flip(0, 1), params)
     assert torch.equal(codes, flipped.flip(1))
@@ -149,7 +150,7 @@ def test_03_reverse_ldlq_is_gptq_on_flipped_columns(bounded: bool) -> None:
     params = _fit(PER_ROW)(weight) if bounded else _integer_grid(24)
 
     flipped = gptq.round_weight(
-        weight.flip(1), hessian.flip(0, 1), GptqRound(act_order=False), PER_ROW, lambda _: params
+        weight.flip(1), Statistics(hessian.flip(0, 1)), GptqRound(act_order=False), PER_ROW, lambda _: params
     ).codes
 
     assert torch.equal(_reverse_ldlq(weight, _damped(hessian), params), flipped.flip(1))
@@ -212,7 +213,7 @@ def test_act_order_with_equal_diagonal_entries_keeps_the_order() -> None:
 def test_19_every_group_has_at_most_two_to_the_bits_values() -> None:
     weight, hessian = _problem()
 
-    rounded = gptq.round_weight(weight, hessian, GptqRound(), GROUPS, _fit(GROUPS))
+    rounded = gptq.round_weight(weight, Statistics(hessian), GptqRound(), GROUPS, _fit(GROUPS))
 
     for group in dequantize(rounded.codes, rounded.params).reshape(-1, 16):
         assert len(group.unique()) <= 8
@@ -237,7 +238,7 @@ def test_dead_columns_become_zero_and_leave_the_others_alone(conf: GptqRound) ->
     padded = torch.zeros(96, 96, dtype=torch.float64)
     padded[:80, :80] = hessian
 
-    rounded = gptq.round_weight(torch.cat([weight, dead], 1), padded, conf, GROUPS, _fit(GROUPS))
+    rounded = gptq.round_weight(torch.cat([weight, dead], 1), Statistics(padded), conf, GROUPS, _fit(GROUPS))
 
     assert torch.equal(rounded.codes[:, :80], _codes(weight, hessian, conf, GROUPS))
     assert torch.equal(dequantize(rounded.codes, rounded.params)[:, 80:], torch.zeros(24, 16))
@@ -247,8 +248,8 @@ def test_compensation_lowers_the_loss_below_rtn() -> None:
     weight, hessian = _problem(out_features=64)
     scheme = UniformScheme(bits=4)
 
-    compensated = gptq.round_weight(weight, hessian, GptqRound(), scheme, _fit(scheme))
-    plain = nearest.round_weight(weight, None, NearestRound(), scheme, _fit(scheme))
+    compensated = gptq.round_weight(weight, Statistics(hessian), GptqRound(), scheme, _fit(scheme))
+    plain = nearest.round_weight(weight, Statistics(), NearestRound(), scheme, _fit(scheme))
 
     ours, theirs = (
         proxy_loss(weight - dequantize(r.codes, r.params, torch.float64), hessian) for r in (compensated, plain)

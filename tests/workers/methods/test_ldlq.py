@@ -13,6 +13,7 @@ from workers.methods.factor import damp
 from workers.methods.grid import FitGrid, dequantize, quantize
 from workers.methods.loss import proxy_loss
 from workers.methods.round import gptq, ldlq, nearest
+from workers.methods.statistics import Statistics
 
 PER_ROW = UniformScheme(bits=3, scale_dtype="float32")
 NO_GREEDY = LdlqRound(greedy_passes=0)
@@ -48,23 +49,25 @@ def test_codes_are_those_of_the_definition(fit: FitGrid) -> None:
         target = weight[:, i] + error[:, i + 1 :] @ lower[i + 1 :, i]
         codes[:, i] = (torch.floor(target / scale + zero + 0.5)).clamp(0, params.max_code)
         error[:, i] = weight[:, i] - scale * (codes[:, i] - zero)
-    assert torch.equal(ldlq.round_weight(weight, hessian, NO_GREEDY, PER_ROW, fit).codes, codes.to(torch.uint8))
+    found = ldlq.round_weight(weight, Statistics(hessian), NO_GREEDY, PER_ROW, fit).codes
+    assert torch.equal(found, codes.to(torch.uint8))
 
 
 @pytest.mark.parametrize("fit", [_minmax(), _rms()], ids=["minmax", "rms"])
 def test_03_ldlq_is_gptq_on_flipped_columns(fit: FitGrid) -> None:
     weight, hessian = _problem()
     flipped = gptq.round_weight(
-        weight.flip(1), hessian.flip(0, 1), GptqRound(act_order=False), PER_ROW, lambda w: fit(w.flip(1))
+        weight.flip(1), Statistics(hessian.flip(0, 1)), GptqRound(act_order=False), PER_ROW, lambda w: fit(w.flip(1))
     )
-    assert torch.equal(ldlq.round_weight(weight, hessian, NO_GREEDY, PER_ROW, fit).codes, flipped.codes.flip(1))
+    found = ldlq.round_weight(weight, Statistics(hessian), NO_GREEDY, PER_ROW, fit).codes
+    assert torch.equal(found, flipped.codes.flip(1))
 
 
 def test_ldlq_with_a_diagonal_hessian_is_rounding_to_nearest() -> None:
     weight, _ = _problem()
     hessian = torch.diag(torch.rand(48, dtype=torch.float64) + 0.1)
-    rounded = ldlq.round_weight(weight, hessian, LdlqRound(greedy_passes=3), PER_ROW, _minmax())
-    assert torch.equal(rounded.codes, nearest.round_weight(weight, None, NO_GREEDY, PER_ROW, _minmax()).codes)
+    rounded = ldlq.round_weight(weight, Statistics(hessian), LdlqRound(greedy_passes=3), PER_ROW, _minmax())
+    assert torch.equal(rounded.codes, nearest.round_weight(weight, Statistics(), NO_GREEDY, PER_ROW, _minmax()).codes)
 
 
 def test_06_greedy_passes_never_raise_the_loss_and_end_at_a_fixed_point() -> None:
@@ -72,7 +75,7 @@ def test_06_greedy_passes_never_raise_the_loss_and_end_at_a_fixed_point() -> Non
     damped = damp(hessian, 0.01)
 
     def loss(passes: int) -> tuple[float, Tensor]:
-        rounded = ldlq.round_weight(weight, hessian, LdlqRound(greedy_passes=passes), PER_ROW, _minmax())
+        rounded = ldlq.round_weight(weight, Statistics(hessian), LdlqRound(greedy_passes=passes), PER_ROW, _minmax())
         return proxy_loss(weight - dequantize(rounded.codes, rounded.params, torch.float64), damped), rounded.codes
 
     losses = [loss(passes)[0] for passes in range(6)]
@@ -84,7 +87,7 @@ def test_06_greedy_passes_never_raise_the_loss_and_end_at_a_fixed_point() -> Non
 def test_groups_keep_their_own_grids_in_any_order() -> None:
     scheme = UniformScheme(bits=2, group_size=16, scale_dtype="float32")
     weight, hessian = _problem()
-    rounded = ldlq.round_weight(weight, hessian, LdlqRound(), scheme, _minmax(scheme))
+    rounded = ldlq.round_weight(weight, Statistics(hessian), LdlqRound(), scheme, _minmax(scheme))
     groups = dequantize(rounded.codes, rounded.params, torch.float64).reshape(16, 3, 16)
     assert all(len(group.unique()) <= 4 for row in groups for group in row)
     assert torch.equal(quantize(groups.reshape(16, 48), rounded.params), rounded.codes)
@@ -94,8 +97,8 @@ def test_22_an_indefinite_hessian_fails_or_is_rounded_to_nearest_and_degraded() 
     weight, _ = _problem()
     hopeless = -torch.eye(48, dtype=torch.float64)
     with pytest.raises(IndefiniteHessianError):
-        ldlq.round_weight(weight, hopeless, LdlqRound(), PER_ROW, _minmax())
-    degraded = ldlq.round_weight(weight, hopeless, LdlqRound(on_failure="diagonal"), PER_ROW, _minmax())
+        ldlq.round_weight(weight, Statistics(hopeless), LdlqRound(), PER_ROW, _minmax())
+    degraded = ldlq.round_weight(weight, Statistics(hopeless), LdlqRound(on_failure="diagonal"), PER_ROW, _minmax())
     assert degraded.degraded is not None and "rounded to nearest" in degraded.degraded
     assert degraded.stage == "nearest"
 

@@ -14,7 +14,12 @@ from workers.methods.registry import Need
 
 GPTQ = MethodConf(name="gptq", category="compensation", round=GptqRound())
 BASELINE = MethodConf(name="none", category="baseline")
-FUNCTION_OF_SLOT = {schema.IncohereConf: "make_basis", schema.ClipConf: "fit_grid", schema.RoundConf: "round_weight"}
+FUNCTION_OF_SLOT = {
+    schema.ScaleConf: "scales",
+    schema.IncohereConf: "make_basis",
+    schema.ClipConf: "fit_grid",
+    schema.RoundConf: "round_weight",
+}
 
 
 @pytest.mark.parametrize(

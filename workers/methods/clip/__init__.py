@@ -1,1 +1,1 @@
-"""Slot clip: how a grid is fitted. Each module has `fit_grid(weight, clip, scheme) -> QuantParams`."""
+"""Slot clip: how a grid is fitted. Each module has `fit_grid(weight, clip, scheme, inputs)`."""

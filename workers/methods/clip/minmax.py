@@ -6,7 +6,7 @@ from conf.schema import MinmaxClip, UniformScheme
 from workers.methods.grid import QuantParams, group_ranges, params_for_ranges, storable
 
 
-def fit_grid(weight: Tensor, clip: MinmaxClip, scheme: UniformScheme) -> QuantParams:
+def fit_grid(weight: Tensor, clip: MinmaxClip, scheme: UniformScheme, inputs: Tensor | None = None) -> QuantParams:
     """Lowest and highest weight of each row and group become the ends of its grid (Frantar et al. 2023).
 
     weight: [out, in] float32 or float64. Raises MethodError when a scale cannot be stored.

@@ -17,7 +17,7 @@ from workers.methods.grid import (
 ROWS_AT_ONCE = 256  # rows are independent; a slice of them stays in the cache through all steps
 
 
-def fit_grid(weight: Tensor, clip: MseClip, scheme: UniformScheme) -> QuantParams:
+def fit_grid(weight: Tensor, clip: MseClip, scheme: UniformScheme, inputs: Tensor | None = None) -> QuantParams:
     """For each row and group, the factor p in {1, 0.99, ...} on both ends with the smallest sum |error|^norm.
 
     The first of equals wins, so the widest range. weight: [out, in] float32 or float64. Raises MethodError when a

@@ -9,7 +9,7 @@ from conf.schema import RmsClip, UniformScheme
 from workers.methods.grid import SCALE_DTYPES, SMALLEST_SCALE, QuantParams, split_groups, storable
 
 
-def fit_grid(weight: Tensor, clip: RmsClip, scheme: UniformScheme) -> QuantParams:
+def fit_grid(weight: Tensor, clip: RmsClip, scheme: UniformScheme, inputs: Tensor | None = None) -> QuantParams:
     """Levels S (2 k / (2^bits - 1) - 1), so that zero lies between two of them (Chee et al. 2023, section C).
 
     S is `constant` times the RMS of the whole matrix, or with a group size of each group. weight: [out, in].

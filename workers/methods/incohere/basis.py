@@ -1,9 +1,11 @@
 """Rounding a linear in another basis: W' = U W diag(d) V^T, x' = V diag(1/d) x, H' = V diag(1/d) H diag(1/d) V^T."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
+
+from workers.methods.statistics import Statistics
 
 
 class Orthogonal(Protocol):
@@ -37,13 +39,30 @@ class Basis:
 
     def of_hessian(self, hessian: Tensor) -> Tensor:
         """H [in, in] -> H', symmetric like it, damped."""
-        scaled = hessian
-        if self.rescale is not None:
-            inverse = self.rescale.to(hessian.dtype).reciprocal()
-            scaled = hessian * inverse * inverse[:, None]
-        turned = self.right.apply(self.right.apply(scaled).mT)
+        turned = self._turned(hessian)
         turned.diagonal().add_(self.damping * turned.diagonal().mean())
         return turned
+
+    def _turned(self, matrix: Tensor) -> Tensor:
+        """V D^-1 M D^-1 V^T of any M [in, in]."""
+        if self.rescale is not None:
+            inverse = self.rescale.to(matrix.dtype).reciprocal()
+            matrix = matrix * inverse * inverse[:, None]
+        return self.right.apply(self.right.apply(matrix).mT).mT.contiguous()
+
+    def of_statistics(self, statistics: Statistics) -> Statistics:
+        """The same calibration as a linear in this basis sees it. Cross-Hessians turn like Hessians, undamped."""
+        hessian, cross, inputs = statistics.hessian, statistics.cross_hessian, statistics.inputs
+        return replace(
+            statistics,
+            hessian=None if hessian is None else self.of_hessian(hessian),
+            cross_hessian=None if cross is None else self._turned(cross),
+            inputs=None if inputs is None else self.of_inputs(inputs),
+        )
+
+    def of_inputs(self, inputs: Tensor) -> Tensor:
+        """Rows x of [tokens, in] -> x'."""
+        return self.right.apply(inputs if self.rescale is None else inputs / self.rescale.to(inputs.dtype))
 
     def back(self, weight: Tensor) -> Tensor:
         """W' [out, in] -> W."""

@@ -1,1 +1,1 @@
-"""Slot round: from weights to codes. Each module has `round_weight(weight, hessian, round, scheme, fit) -> Rounded`."""
+"""Slot round: from weights to codes. Each module has `round_weight(weight, statistics, round, scheme, fit)`."""

@@ -12,16 +12,18 @@ from workers.methods.grid import FitGrid, QuantParams, dequantize
 from workers.methods.round import nearest
 from workers.methods.round.columns import round_in_order
 from workers.methods.round.rounded import Rounded
+from workers.methods.statistics import Statistics
 
 
-def round_weight(weight: Tensor, hessian: Tensor | None, conf: GptqRound, scheme: SchemeConf, fit: FitGrid) -> Rounded:
+def round_weight(weight: Tensor, statistics: Statistics, conf: GptqRound, scheme: SchemeConf, fit: FitGrid) -> Rounded:
     """Codes that keep x W^T for the calibration inputs, not the weights themselves.
 
-    weight: [out, in] float32 or float64, the dtype of the computation. hessian: [in, in], mean over tokens of x x^T,
-    undamped; its scale does not matter. Columns whose diagonal entry is zero were never active and become zero.
+    weight: [out, in] float32 or float64, the dtype of the computation. Of the statistics the Hessian; its scale does
+    not matter. Columns whose diagonal entry is zero were never active and become zero.
     Grids are fitted once, or, with static_groups off, group after group on the weights compensated so far.
     Raises IndefiniteHessianError unless conf.on_failure is `diagonal`: then the weight is rounded to nearest, degraded.
     """
+    hessian = statistics.hessian
     if hessian is None:
         raise ValueError("GPTQ needs a Hessian")
     diagonal = hessian.diagonal()
@@ -33,7 +35,9 @@ def round_weight(weight: Tensor, hessian: Tensor | None, conf: GptqRound, scheme
     except IndefiniteHessianError as error:
         if conf.on_failure != "diagonal":
             raise
-        return replace(nearest.round_weight(weight, None, conf, scheme, fit), degraded=f"rounded to nearest: {error}")
+        return replace(
+            nearest.round_weight(weight, statistics, conf, scheme, fit), degraded=f"rounded to nearest: {error}"
+        )
     alive = weight.masked_fill(diagonal == 0, 0)
     if conf.static_groups or scheme.group_size is None:
         params = fit(alive)

@@ -13,14 +13,16 @@ from workers.methods.grid import FitGrid, QuantParams, on_integers
 from workers.methods.round import nearest
 from workers.methods.round.columns import round_in_order
 from workers.methods.round.rounded import Rounded
+from workers.methods.statistics import Statistics
 
 
-def round_weight(weight: Tensor, hessian: Tensor | None, conf: LdlqRound, scheme: SchemeConf, fit: FitGrid) -> Rounded:
+def round_weight(weight: Tensor, statistics: Statistics, conf: LdlqRound, scheme: SchemeConf, fit: FitGrid) -> Rounded:
     """Codes that keep x W^T for the calibration inputs. Codes are clamped, targets never: clipping is fed back too.
 
-    weight: [out, in] float32 or float64. hessian: [in, in], mean over tokens of x x^T, undamped. Grids are fitted once.
+    weight: [out, in] float32 or float64. Of the statistics the Hessian. Grids are fitted once.
     Raises IndefiniteHessianError unless conf.on_failure is `diagonal`: then the weight is rounded to nearest, degraded.
     """
+    hessian = statistics.hessian
     if hessian is None:
         raise ValueError("LDLQ needs a Hessian")
     order = torch.arange(weight.shape[1] - 1, -1, -1, device=weight.device)
@@ -29,7 +31,9 @@ def round_weight(weight: Tensor, hessian: Tensor | None, conf: LdlqRound, scheme
     except IndefiniteHessianError as error:
         if conf.on_failure != "diagonal":
             raise
-        return replace(nearest.round_weight(weight, None, conf, scheme, fit), degraded=f"rounded to nearest: {error}")
+        return replace(
+            nearest.round_weight(weight, statistics, conf, scheme, fit), degraded=f"rounded to nearest: {error}"
+        )
     alive = weight.masked_fill(hessian.diagonal() == 0, 0)
     params = fit(alive)
     codes = round_in_order(alive, order, factor.feedback, params, conf.block_size)

@@ -1,0 +1,164 @@
+"""One block, from the original to the quantized: scale its groups, collect their statistics, round its linears."""
+
+import hashlib
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conf.schema import MethodConf, MinmaxClip, NoScale, SearchClip, UniformScheme
+from workers import export
+from workers.api import LayerReport, QuantizeRequest
+from workers.arch import LinearGroup
+from workers.errors import NumericalError
+from workers.methods.errors import MethodError
+from workers.methods.linear import quantize_linear
+from workers.methods.registry import Need, is_baseline, needs
+from workers.methods.statistics import Statistics
+from workers.scaling import BlockScaling
+from workers.statistics import GroupStatistics
+from workers.stream import BlockStream
+
+
+@dataclass(frozen=True)
+class QuantizedBlock:
+    """reports: one for each linear. tensors: of the block's shard, by their full names."""
+
+    reports: list[LayerReport]
+    tensors: dict[str, Tensor]
+
+
+def quantize_block(
+    request: QuantizeRequest,
+    stream: BlockStream,
+    block: nn.Module,
+    index: int,
+    calibration: list[Tensor],
+    kwargs: dict[str, Any],
+) -> QuantizedBlock:
+    """Quantize a block in place. calibration: the inputs its statistics are taken on, with what it is called with."""
+    if is_baseline(request.method):
+        return QuantizedBlock([], {})
+    prefix = f"{stream.architecture.blocks}.{index}"
+    scaled = _scale(request, stream, block, prefix, calibration, kwargs)
+    statistics = _collect(request, stream, block, calibration, kwargs)
+    reports: list[LayerReport] = []
+    tensors: dict[str, Tensor] = {}
+    for group in stream.architecture.groups:
+        seen = statistics.take(group.name)
+        for name in group.linears:
+            report, packed = _quantize_one(request, block, index, prefix, group, name, seen, scaled.get(group.name))
+            reports.append(report)
+            tensors |= {f"{prefix}.{name}.{part}": tensor for part, tensor in packed.items()}
+    return QuantizedBlock(reports, tensors | _others(stream, block, prefix, folded=bool(scaled)))
+
+
+def _scale(
+    request: QuantizeRequest,
+    stream: BlockStream,
+    block: nn.Module,
+    prefix: str,
+    calibration: list[Tensor],
+    kwargs: dict[str, Any],
+) -> dict[str, str]:
+    """Fold the scales of slot scale; group -> what it got, in words."""
+    conf = request.method.scale
+    if isinstance(conf, NoScale):
+        return {}
+    assert isinstance(request.scheme, UniformScheme)
+    head_dim = stream.head_dim
+    scaling = BlockScaling(block, stream.architecture.groups, conf, request.scheme, head_dim)
+    with scaling.watching():
+        stream.run(block, calibration, kwargs)
+    try:
+        return {scaled.group: scaled.words(conf) for scaled in scaling.fold()}
+    except MethodError as error:
+        raise NumericalError(str(error), layer=prefix) from error
+
+
+def _collect(
+    request: QuantizeRequest, stream: BlockStream, block: nn.Module, calibration: list[Tensor], kwargs: dict[str, Any]
+) -> GroupStatistics:
+    needed, clip = needs(request.method), request.method.clip
+    sample_every = None
+    if Need.INPUTS in needed:
+        assert isinstance(clip, SearchClip)
+        num_tokens = sum(batch.shape[0] * batch.shape[1] for batch in calibration)
+        sample_every = max(1, num_tokens // clip.num_tokens)
+    statistics = GroupStatistics(stream.architecture.groups, sample_every=sample_every)
+    if needed & {Need.HESSIAN, Need.INPUTS}:
+        with statistics.watching(block):
+            stream.run(block, calibration, kwargs)
+    return statistics
+
+
+def _quantize_one(
+    request: QuantizeRequest,
+    block: nn.Module,
+    index: int,
+    prefix: str,
+    group: LinearGroup,
+    name: str,
+    statistics: Statistics,
+    scaled: str | None,
+) -> tuple[LayerReport, dict[str, Tensor]]:
+    assert isinstance(request.scheme, UniformScheme)
+    began = time.perf_counter()
+    linear = block.get_submodule(name)
+    assert isinstance(linear, nn.Linear)
+    weight = linear.weight.detach().float()
+    method = _method_of(request.method, group, name)
+    try:
+        result = quantize_linear(weight, statistics, method, request.scheme, seed_of(request.seed, f"{prefix}.{name}"))
+    except MethodError as error:
+        raise NumericalError(str(error), layer=f"{prefix}.{name}") from error
+    dense = result.dequantize()
+    unchanged = torch.equal(dense, weight)  # before the write: weight may be the linear's own storage
+    linear.weight.data.copy_(dense)
+    report = LayerReport(
+        block=index,
+        linear=name,
+        applied=" ".join(filter(None, (scaled, result.outcome.applied))),
+        bits=request.scheme.bits,
+        group_size=request.scheme.group_size,
+        bits_per_weight=result.outcome.bits_per_weight,
+        num_weights=weight.numel(),
+        num_tokens=statistics.num_tokens,
+        damping=result.outcome.damping,
+        damping_retries=result.outcome.damping_retries,
+        proxy_loss=result.outcome.proxy_loss,
+        relative_proxy_loss=result.outcome.relative_proxy_loss,
+        unchanged=unchanged,
+        degraded=result.outcome.degraded,
+        seconds=time.perf_counter() - began,
+    )
+    return report, export.pack(result, export.layout_of(request.method, request.scheme))
+
+
+def _method_of(method: MethodConf, group: LinearGroup, name: str) -> MethodConf:
+    """AWQ does not clip the linears whose products become attention scores, unless asked to."""
+    if isinstance(method.clip, SearchClip) and not method.clip.query_key and name in group.scores:
+        return replace(method, clip=MinmaxClip())
+    return method
+
+
+def seed_of(seed: int, linear: str) -> int:
+    """A seed of its own for every linear, so that neither order nor resumption changes what is drawn."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {linear}".encode()).digest()[:8]) >> 1  # torch takes 63 bits
+
+
+def _others(stream: BlockStream, block: nn.Module, prefix: str, *, folded: bool) -> dict[str, Tensor]:
+    """The block's tensors that keep their bits: as stored, or where a fold changed them in the compute dtype."""
+    quantized = {f"{prefix}.{name}.weight" for name in stream.architecture.linears}
+    kept = stream.reader.read(name for name in stream.reader.names(f"{prefix}.") if name not in quantized)
+    if not folded:
+        return kept
+    now = {f"{prefix}.{name}": parameter.detach() for name, parameter in block.named_parameters()}
+    changed = {
+        name: now[name].cpu()
+        for name, tensor in kept.items()
+        if name in now and not torch.equal(now[name].cpu(), tensor.to(now[name].dtype))
+    }
+    return kept | changed

@@ -1,0 +1,66 @@
+"""AWQ's clip: the range of each row and group shrunk until the outputs change least (Lin et al. 2023, section 3.3)."""
+
+import torch
+from torch import Tensor
+
+from conf.schema import SearchClip, UniformScheme
+from workers.methods.grid import (
+    QuantParams,
+    dequantize,
+    group_ranges,
+    params_for_ranges,
+    quantize,
+    split_groups,
+    storable,
+)
+
+ROWS_AT_ONCE = 64  # bounds the partial outputs of one candidate: [rows, tokens, groups]
+
+
+def fit_grid(weight: Tensor, clip: SearchClip, scheme: UniformScheme, inputs: Tensor | None) -> QuantParams:
+    """Each row and group takes the shrink with the smallest mean over tokens of (sum_j in group x_j (w_j - q_j))^2.
+
+    Shrinks are 1, 1 - 1/grid, ... above 1 - max_shrink, of the whole range with `symmetric` (both ends cut at the same
+    magnitude, as in the original), else of each end by itself. The first of equals wins, so the widest range.
+    weight: [out, in]. inputs: [tokens, in]. Raises MethodError when a scale cannot be stored.
+    """
+    if inputs is None:
+        raise ValueError("AWQ's clip needs inputs")
+    groups = split_groups(inputs.to(weight.dtype), scheme.group_size).transpose(0, 1)  # [groups, tokens, group]
+    slices = [_fit_rows(rows, clip, scheme, groups) for rows in torch.split(weight, ROWS_AT_ONCE)]
+    scale = torch.cat([params.scale for params in slices])
+    zero_point = torch.cat([params.zero_point for params in slices])
+    return storable(QuantParams(scale, zero_point, scheme.bits, scheme.group_size), scheme)
+
+
+def _fit_rows(weight: Tensor, clip: SearchClip, scheme: UniformScheme, groups: Tensor) -> QuantParams:
+    low, high = group_ranges(weight, scheme)
+    largest = torch.maximum(high, -low)
+    best, smallest = params_for_ranges(low, high, scheme), torch.full_like(low, torch.inf)
+    for cut_low, cut_high in _shrinks(clip):
+        if clip.symmetric:
+            ends = torch.maximum(low, -cut_low * largest), torch.minimum(high, cut_high * largest)
+        else:
+            ends = cut_low * low, cut_high * high
+        params = params_for_ranges(*ends, scheme)
+        error = _error(weight, params, groups)
+        better = error < smallest
+        smallest = torch.where(better, error, smallest)
+        scale = torch.where(better, params.scale, best.scale)
+        best = QuantParams(
+            scale, torch.where(better, params.zero_point, best.zero_point), scheme.bits, scheme.group_size
+        )
+    return best
+
+
+def _shrinks(clip: SearchClip) -> list[tuple[float, float]]:
+    """Factors of the lower and of the upper end, widest first."""
+    steps = [1 - i / clip.grid for i in range(int(clip.max_shrink * clip.grid))]
+    return [(s, s) for s in steps] if clip.symmetric else [(low, high) for low in steps for high in steps]
+
+
+def _error(weight: Tensor, params: QuantParams, groups: Tensor) -> Tensor:
+    """Mean squared partial output error of each row and group: [out, groups]."""
+    difference = dequantize(quantize(weight, params), params, weight.dtype).sub_(weight)
+    rows = split_groups(difference, params.group_size).transpose(0, 1)  # [groups, out, group]
+    return torch.matmul(rows, groups.mT).square_().mean(-1).mT
