@@ -137,7 +137,8 @@ class BlockScaling:
             return values
         heads = values.unflatten(-1, (-1, repeats, self._head_dim))
         one = heads.amax(-2, keepdim=True) if reduce == "max" else heads.mean(-2, keepdim=True)
-        return one.expand_as(heads).flatten(-3)
+        shared: Tensor = one.expand_as(heads).flatten(-3)
+        return shared
 
     def _loss(self, group: LinearGroup, linears: Sequence[nn.Linear], scale: Tensor) -> float:
         """Mean squared change of the inspected module's output, weights rounded to nearest in the scaled channels."""

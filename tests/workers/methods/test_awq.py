@@ -59,10 +59,8 @@ def test_the_clip_is_the_one_that_brute_force_finds(symmetric: bool, group_size:
     size, steps = group_size or 16, [1 - i / 10 for i in range(5)]
     for row in range(5):
         for group in range(16 // size):
-            w, x = (
-                weight[row : row + 1, group * size : (group + 1) * size],
-                inputs[:, group * size : (group + 1) * size],
-            )
+            columns = slice(group * size, (group + 1) * size)
+            w, x = weight[row : row + 1, columns], inputs[:, columns]
             ends = w.min().clamp(max=0), w.max().clamp(min=0)
             most = max(-ends[0], ends[1])
             best, smallest = None, float("inf")
