@@ -96,6 +96,8 @@ class RayScheduler:
     _refusals: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        if self.cluster.address is None:  # Ray's name for a cluster of several machines; without it: loopback alone
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         import ray
 
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -114,8 +116,14 @@ class RayScheduler:
             )
         except ConnectionError as error:
             raise PrerequisiteError(
-                f"no Ray cluster answers at {self.cluster.address} ({error}). Start one: ray start --head --port=6379. "
-                "If it runs and wants its token (it does where ~/.ray/auth_token existed), set RAY_AUTH_MODE=token"
+                f"no Ray cluster answers at {self.cluster.address} ({error}). Start one (docker/README.md). If it runs "
+                "and wants its token: RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=<file with the token>"
+            ) from error
+        except RuntimeError as error:
+            if not str(error).startswith("Version mismatch"):
+                raise
+            raise PrerequisiteError(
+                f"{error}Start the driver and every node from environments of one lock: make setup"
             ) from error
 
     def nodes(self) -> tuple[Node, ...]:
