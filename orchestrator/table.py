@@ -7,9 +7,12 @@ from typing import Any
 import pandas as pd
 
 from orchestrator.cell import Cell, CellStatus
+from orchestrator.history import history
 from orchestrator.report.columns import COLUMNS
+from orchestrator.report.provenance import ATTEMPT_COLUMNS
 from orchestrator.storage import Attempt, CellState, Storage
 from workers.api import EvaluateResult, Manifest
+from workers.files import replace
 
 INTEGERS = ("bits", "group_size", "seed", "attempt", "checkpoint_bytes")  # pandas makes floats of them beside a gap
 
@@ -27,11 +30,27 @@ def cells_table(
     return pd.DataFrame(rows, columns=[*COLUMNS, *metrics])
 
 
+def attempts_table(cells: list[Cell], states: dict[str, CellState]) -> pd.DataFrame:
+    """One row per attempt: `ATTEMPT_COLUMNS`; cells in the order of the grid, their attempts oldest first."""
+    rows = [
+        (
+            cell.label,
+            attempt.number,
+            attempt.outcome,
+            attempt.stage,
+            f"{attempt.started:%Y-%m-%d %H:%M:%S}",
+            attempt.seconds,
+            attempt.message,
+        )
+        for cell in cells
+        for attempt in history(states[cell.key])
+    ]
+    return pd.DataFrame(rows, columns=list(ATTEMPT_COLUMNS))
+
+
 def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Replace the file in one step."""
-    temporary = path.with_suffix(".csv.partial")
-    table.astype(dict.fromkeys(INTEGERS, "Int64")).to_csv(temporary, index=False)
-    temporary.replace(path)
+    replace(path, table.astype(dict.fromkeys(INTEGERS, "Int64")).to_csv(index=False))
 
 
 def _row(cell: Cell, state: CellState, manifest: Manifest | None, run_ids: dict[str, str]) -> dict[str, Any]:

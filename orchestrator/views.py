@@ -3,19 +3,24 @@
 import csv
 import datetime
 import platform
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from orchestrator import results
 from orchestrator.cell import Cell, CellStatus
+from orchestrator.history import history, last_failure
+from orchestrator.next_step import NEXT_STEPS, resubmit_command
 from orchestrator.report.render import write_report
 from orchestrator.storage import CellState, Storage, attempt_name
 from orchestrator.sweep import Sweep
-from orchestrator.table import cells_table, stage_seconds, write_csv
+from orchestrator.table import attempts_table, cells_table, stage_seconds, write_csv
+from workers.api import FailureKind
 
 if TYPE_CHECKING:
     from orchestrator.tracker import Tracker
@@ -34,9 +39,7 @@ def write_views(
 ) -> Path:
     """cells.csv, report.html and report.md of a sweep; returns the HTML file."""
     directory = results.sweep_directory(sweep.name)
-    directory.mkdir(parents=True, exist_ok=True)
     table = cells_table(cells, states, storage, runs)
-    write_csv(table, directory / "cells.csv")
     facts = {
         "sweep": sweep.name,
         "date": _last_end(states),
@@ -44,7 +47,11 @@ def write_views(
         "storage": str(storage.root),
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
     }
-    html, _ = write_report(table, directory, title=f"PTQ-Bench: {sweep.name}", facts=facts)
+    attempts = attempts_table(cells, states)
+    with results.writable(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        write_csv(table, directory / "cells.csv")
+        html, _ = write_report(table, attempts, directory, title=f"PTQ-Bench: {sweep.name}", facts=facts)
     return html
 
 
@@ -55,7 +62,7 @@ def views_are_current(name: str, cells: list[Cell], states: dict[str, CellState]
     MLflow could not be reached.
     """
     directory = results.sweep_directory(name)
-    if not (directory / "report.html").exists():
+    if not all((directory / name).is_file() for name in ("cells.csv", "report.html")):
         return False
     with (directory / "cells.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -85,7 +92,7 @@ def run_ids(tracker: "Tracker", states: dict[str, CellState]) -> dict[str, str]:
 def shown_run_ids(name: str) -> dict[str, str]:
     """Attempt -> MLflow run, as the sweep's cells.csv has them: a report need not ask MLflow."""
     path = results.sweep_directory(name) / "cells.csv"
-    if not path.exists():
+    if not path.is_file():
         return {}
     rows = pd.read_csv(path, dtype={"cell_key": str, "mlflow_run_id": str}).dropna(subset=["mlflow_run_id", "attempt"])
     return {
@@ -95,40 +102,67 @@ def shown_run_ids(name: str) -> dict[str, str]:
 
 
 def print_status(console: Console, name: str, cells: list[Cell], states: dict[str, CellState]) -> None:
-    """Counts, then a line per cell with its metrics or what went wrong, then the history of retried cells."""
+    """Counts, a line per cell with its metrics, what failed and how to go on, the attempts at cells with several."""
     counts: dict[CellStatus, int] = {}
     for state in states.values():
         counts[state.status] = counts.get(state.status, 0) + 1
     console.print(f"sweep {name}: " + ", ".join(f"{n} {s.value}" for s, n in counts.items()), highlight=False)
     console.print(_cells(cells, states))
-    for cell in cells:
-        attempts = states[cell.key].attempts
-        if len(attempts) > 1:
-            tries = [
-                a.result.failure.kind if a.result and a.result.failure else a.result.status if a.result else "open"
-                for a in attempts
-            ]
-            console.print(f"{cell.label}: attempts {' -> '.join(map(str, tries))}", highlight=False)
+    _print_failures(console, name, cells, states)
+    _print_histories(console, cells, states)
 
 
 def print_outcome(
     console: Console, name: str, cells: list[Cell], states: dict[str, CellState], *, started_any: bool
 ) -> None:
-    """The end of a sweep: table, failures with the line that runs them again, where to look further."""
+    """The end of a sweep: table, failures with the lines that run them again, where to look further."""
     if not started_any:
         console.print("nothing to run: every cell has ended", highlight=False)
     console.print(_cells(cells, states))
-    failed = [c for c in cells if states[c.key].status is CellStatus.FAILED]
-    for cell in failed:
-        last = states[cell.key].last
-        assert last is not None and last.result is not None and last.result.failure is not None
-        console.print(f"[red]FAILED[/] {cell.label}: {last.result.failure.kind}", highlight=False)
-        console.print(f"  {last.result.failure.message}", markup=False, highlight=False)
-        console.print(f"  log: {last.directory / 'log.txt'}", markup=False, highlight=False)
-    if failed:
-        console.print(f"run them again:  make resubmit ARGS='name={name}'", highlight=False)
+    if _print_failures(console, name, cells, states):
+        console.print(f"all failed ones: make resubmit ARGS='name={name}'", highlight=False)
     console.print(f"report:          {results.sweep_directory(name) / 'report.html'}", highlight=False)
     console.print(f"MLflow UI:       make ui ARGS='name={name}'", highlight=False)
+
+
+def _print_failures(console: Console, name: str, cells: list[Cell], states: dict[str, CellState]) -> bool:
+    """Each way to fail once, with its cells: what, where, what next, the logs. Says whether there is any."""
+    groups: defaultdict[tuple[str, FailureKind, str], list[Cell]] = defaultdict(list)
+    for cell in cells:
+        failure = last_failure(states[cell.key])
+        if states[cell.key].status is CellStatus.FAILED and failure is not None:
+            groups[failure.stage, failure.kind, failure.message].append(cell)
+    for (stage, kind, message), failed in groups.items():
+        count = f"{len(failed)} cells" if len(failed) > 1 else "1 cell"
+        console.print()
+        console.print(Text.assemble(("FAILED  ", "red"), (f"{kind} in {stage}", "bold"), f", {count}"))
+        console.print(f"  {message}", markup=False, highlight=False)
+        width = max(len(cell.label) for cell in failed)
+        for cell in failed:
+            attempt = history(states[cell.key])[-1]
+            number = f"attempt {attempt.number} " if attempt.number > 1 else ""
+            console.print(
+                Text.assemble(f"    {cell.label:<{width}}  ", (f"{number}{attempt.when}  {attempt.log}", "dim"))
+            )
+        console.print(f"  next:  {NEXT_STEPS[kind]}; then", markup=False, highlight=False)
+        console.print(f"         {resubmit_command(name, failed, kind)}", markup=False, highlight=False)
+    if groups:
+        console.print()
+    return bool(groups)
+
+
+def _print_histories(console: Console, cells: list[Cell], states: dict[str, CellState]) -> None:
+    for cell in cells:
+        tries = history(states[cell.key])
+        if len(tries) > 1:
+            console.print(Text.assemble((cell.label, "bold"), f": {len(tries)} attempts"))
+            for attempt in tries:
+                first_line = attempt.message.partition("\n")[0]
+                console.print(
+                    Text.assemble(
+                        f"  {attempt.number}  {attempt.words}", (f"  {first_line}" if first_line else "", "dim")
+                    )
+                )
 
 
 def _cells(cells: list[Cell], states: dict[str, CellState]) -> Table:
