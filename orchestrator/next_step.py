@@ -11,6 +11,7 @@ MAX_CELLS_NAMED = 5  # a command that names more cells names their kind of failu
 
 NEXT_STEPS: dict[FailureKind, str] = {
     FailureKind.TRANSIENT: "the hub or the network did not answer, again and again: see that it does",
+    FailureKind.PREREQUISITE: "give the node what the message names",
     FailureKind.BAD_INPUT: "put the file right that the message names",
     FailureKind.NUMERICAL: "mend the weights, or give the method more calibration tokens or damping",
     FailureKind.OUT_OF_MEMORY: "add a node with more memory, or calibrate with fewer or shorter sequences",
