@@ -5,12 +5,14 @@ outside is missing (or another driver holds the sweep), 130 interrupted.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
 from conf.errors import ConfigError
+from orchestrator.head import ClusterLostError
 from workers.api import FailureKind
 from workers.errors import PrerequisiteError
 
@@ -60,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PrerequisiteError as error:
         errors.print("[red]missing:[/]", end=" ", highlight=False)
         errors.print(str(error), markup=False, highlight=False)
+        if isinstance(error, ClusterLostError):  # Ray's own exit waits for the cluster that is gone, then crashes
+            sys.stdout.flush()
+            os._exit(3)
         return 3
     except KeyboardInterrupt:
         errors.print("interrupted; what was finished is kept, the same command goes on from there", highlight=False)

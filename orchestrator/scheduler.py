@@ -18,6 +18,7 @@ from orchestrator.admission import Terms, read_lanes, refusals, survey
 from orchestrator.cluster import gpu_memories_gib
 from orchestrator.cost_model import assumed_node
 from orchestrator.events import End, EvaluateEnded, Node, QuantizeEnded
+from orchestrator.head import ClusterLostError, require_head
 from orchestrator.placement import Placement
 from orchestrator.shipping import PROJECT, inbound, outbound, runtime_environment
 from orchestrator.storage import lost, read_result
@@ -26,6 +27,8 @@ from workers.errors import PrerequisiteError
 
 GIB = 2**30
 PROBE_SECONDS = 60.0
+HEAD_SECONDS = 30.0  # a head that is only restarted, or a network that hiccups, is back by then
+RAY_GIVES_UP_SECONDS = 3600  # without its head; earlier than a driver that closes its sweep has ended
 
 
 class Scheduler(Protocol):
@@ -94,9 +97,12 @@ class RayScheduler:
     _asked: dict[str, _Asked] = field(default_factory=dict)
     _admitted: dict[str, bool] = field(default_factory=dict)
     _refusals: list[str] = field(default_factory=list)
+    _lost: bool = False
 
     def __post_init__(self) -> None:
-        if self.cluster.address is None:  # Ray's name for a cluster of several machines; without it: loopback alone
+        if self.cluster.address is not None:
+            os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(RAY_GIVES_UP_SECONDS))
+        else:  # Ray's name for a cluster of several machines; without it, it listens on loopback alone
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         import ray
 
@@ -143,10 +149,29 @@ class RayScheduler:
         )
 
     def _alive(self) -> dict[str, dict[str, Any]]:
-        """What Ray knows of each node, by its id."""
+        """What Ray knows of each node, by its id. Raises ClusterLostError."""
         import ray
 
-        return {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+        self._require_cluster()
+        alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+        if ray.get_runtime_context().get_node_id() not in alive:  # Ray then ends whatever this driver starts
+            self._lost = True
+            raise ClusterLostError(
+                "the Ray node that this driver is connected to went down; start Ray there again if it is yours, then "
+                "run the same command: what was finished is kept"
+            )
+        return alive
+
+    def _require_cluster(self) -> None:
+        """Raise ClusterLostError when the head is gone: before any call to Ray that needs it, for that would hang."""
+        import ray
+
+        try:
+            address = ray.get_runtime_context().gcs_address
+            require_head(address, HEAD_SECONDS if self.cluster.address is not None else 0.0)
+        except ClusterLostError:
+            self._lost = True
+            raise
 
     def admit(self, storage: Path, inputs: tuple[str, ...]) -> list[str]:
         import ray
@@ -199,12 +224,14 @@ class RayScheduler:
     def start_quantize(self, key: str, request: QuantizeRequest, placement: Placement, node_id: str) -> None:
         import ray
 
+        self._require_cluster()
         task = ray.remote(_quantize).options(**_options(placement, node_id), max_retries=0, name=f"quantize {key[:8]}")
         self._pending[task.remote(outbound(request))] = _Pending(key, None, Path(request.attempt_directory))
 
     def start_host(self, host_id: str, engine: str, placement: Placement, node_id: str) -> None:
         import ray
 
+        self._require_cluster()
         actor = ray.remote(_Host).options(**_options(placement, node_id), max_restarts=0, max_task_retries=0)
         self._hosts[host_id] = actor.remote(engine, placement.tensor_parallel_size)
 
@@ -256,6 +283,8 @@ class RayScheduler:
         for reference, pending in self._pending.items():
             if pending.host_id is None:
                 ray.cancel(reference, force=True)
+        if self._lost:  # engine hosts end with their nodes, and the process leaves Ray as it is (cli.main)
+            return
         for host_id in list(self._hosts):
             self.stop_host(host_id)
         ray.shutdown()

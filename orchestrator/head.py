@@ -1,0 +1,34 @@
+"""The head of a Ray cluster, asked without Ray: Ray's own calls wait for it a minute and then end the process."""
+
+import socket
+import time
+
+from workers.errors import PrerequisiteError
+
+ANSWER_SECONDS = 5.0
+
+
+class ClusterLostError(PrerequisiteError):
+    """The Ray cluster went away while a sweep was running on it."""
+
+
+def answers(address: str) -> bool:
+    """Whether anything accepts connections at `host:port`."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def require_head(address: str, patience_seconds: float) -> None:
+    """Return as soon as the head accepts connections. Raises ClusterLostError after `patience_seconds` without."""
+    deadline = time.monotonic() + patience_seconds
+    while not answers(address):
+        if time.monotonic() >= deadline:
+            raise ClusterLostError(
+                f"the head of the Ray cluster at {address} does not answer any more; start the cluster again if it is "
+                "yours, then run the same command: what was finished is kept"
+            )
+        time.sleep(1.0)
