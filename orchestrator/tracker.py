@@ -46,9 +46,14 @@ logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # `proble
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # runs with metrics, not chats with agents
 PARENT = "mlflow.parentRunId"
 TABLES = ("cells.csv", "report.html", "report.md")
-# A server that does not answer is given up after a minute, not after MLflow's own ten.
-PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
-MAX_BATCH = 1000  # metrics in one call
+# A server that does not answer is given up after a minute, not after MLflow's own ten; and a run's address is not
+# printed at its end, in the midst of the live line.
+SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+MAX_BATCH = 900  # metrics in one call, beside the parameters
 RUN_STATUS = {CellStatus.SUCCEEDED: "FINISHED", CellStatus.FAILED: "FAILED", CellStatus.CANCELLED: "KILLED"}
 UNREACHABLE = (MlflowException, OSError, SQLAlchemyError)
 
@@ -103,7 +108,7 @@ class Tracker:
         The caller holds the sweep's lease: what is half written is taken for left behind. tags: of the sweep's run.
         restore: leave what that run says of itself, and look whether the files of all runs are there.
         """
-        for name, value in PATIENCE.items():
+        for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
         self._conf = conf
         self._artifacts = (results / "mlflow" / "artifacts").resolve().as_uri() if conf.uri is None else None
@@ -148,8 +153,8 @@ class Tracker:
                     return
                 manifest = self._storage.manifest(cell.quantize_key)
                 self._show(attempt_page(self._sweep, cell, states[cell.key], attempt, manifest), cell)
-            self._log_metrics(self._parent, sweep_metrics(states), time.time())
-            self._client.set_tag(self._parent, NOTE, sweep_note(self._sweep, cells, states))
+            note = RunTag(NOTE, sweep_note(self._sweep, cells, states))
+            self._client.log_batch(self._parent, _metrics(sweep_metrics(states), time.time()), tags=[note])
             self.problem = None
 
     def close(self, status: CellStatus, tables: Path) -> None:
@@ -256,18 +261,14 @@ class Tracker:
                 self._experiment, start_time=round(page.started * 1000), run_name=page.name, tags=tags
             )
             run_id = run.info.run_id
-            self._client.log_batch(run_id, params=[Param(k, v) for k, v in page.params.items()])
-            self._log_metrics(run_id, page.metrics, page.ended)
+            metrics = _metrics(page.metrics, page.ended)
+            self._client.log_batch(run_id, metrics[:MAX_BATCH], params=[Param(k, v) for k, v in page.params.items()])
+            for first in range(MAX_BATCH, len(metrics), MAX_BATCH):
+                self._client.log_batch(run_id, metrics[first : first + MAX_BATCH])
             self._attach(run_id, page, cell, there={})
             self._client.set_terminated(run_id, RUN_STATUS[page.status], end_time=round(page.ended * 1000))
             self._runs[attempt] = run_id
         self._checked.add(attempt)
-
-    def _log_metrics(self, run_id: str, values: Mapping[str, float], seconds: float) -> None:
-        """seconds: since 1970."""
-        metrics = [MlflowMetric(name, value, round(seconds * 1000), 0) for name, value in values.items()]
-        for first in range(0, len(metrics), MAX_BATCH):
-            self._client.log_batch(run_id, metrics=metrics[first : first + MAX_BATCH])
 
     def _sizes(self, run_id: str, directory: str | None = None) -> dict[str, int]:
         """Bytes of each file attached to a run."""
@@ -304,6 +305,11 @@ class Tracker:
 
 def _database(results: Path) -> Path:
     return (results / "mlflow" / "mlflow.db").resolve()
+
+
+def _metrics(values: Mapping[str, float], seconds: float) -> list[MlflowMetric]:
+    """seconds: since 1970."""
+    return [MlflowMetric(name, value, round(seconds * 1000), 0) for name, value in values.items()]
 
 
 def _refusal(conf: TrackingConf, results: Path, sweep: str, error: Exception) -> str:

@@ -74,7 +74,7 @@ def test_a_cell_whose_checkpoint_was_damaged_succeeds_once_that_is_removed(sound
         "2": "FINISHED",
     }
     status = ptqbench(tmp_path, "status", "name=second")
-    assert status.returncode == 0 and "BAD_INPUT -> SUCCEEDED" in status.stdout
+    assert status.returncode == 0 and "1  BAD_INPUT in evaluate" in status.stdout and "2  SUCCEEDED" in status.stdout
 
 
 def test_resubmitting_when_nothing_has_failed_runs_nothing(sound: Path, tmp_path: Path) -> None:
