@@ -101,7 +101,7 @@ def postgresql(programs: Path) -> Iterator[str]:
         options = f"-c listen_addresses=127.0.0.1 -p {port} -c unix_socket_directories={directory} -c fsync=off"
         call("pg_ctl", "start", "--wait", "--pgdata", str(data), "--log", str(directory / "log"), "--options", options)
         try:
-            yield f"postgresql+psycopg://mlflow@127.0.0.1:{port}/postgres"
+            yield f"postgresql://mlflow@127.0.0.1:{port}/postgres"
         finally:
             call("pg_ctl", "stop", "--pgdata", str(data), "--mode", "immediate")
     finally:
