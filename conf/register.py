@@ -139,6 +139,8 @@ def parse(overrides: Sequence[str]) -> list[Choice]:
 
 def _read(text: str) -> Override:
     """One override in Hydra's grammar. Raises ConfigError."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # how Python shows bytes that are no text
+        raise ConfigError(f"cannot read {text!a}: not UTF-8; rename what it names")
     try:
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         (override,) = parser.parse_overrides([text])
