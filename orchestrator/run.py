@@ -25,7 +25,7 @@ from orchestrator.resolve import resolve
 from orchestrator.scheduler import RayScheduler
 from orchestrator.storage import CellState, Storage
 from orchestrator.sweep import Sweep
-from orchestrator.views import print_outcome, run_ids, views_are_current, write_views
+from orchestrator.views import mark_shown, print_outcome, run_ids, views_are_current, write_views
 from workers.api import FailureKind
 from workers.errors import PrerequisiteError
 
@@ -89,6 +89,7 @@ def show_sweep(
     write_views(sweep, cells, states, storage, run_ids(tracker, states))
     status = CellStatus.FAILED if _exit_code(states) else CellStatus.SUCCEEDED
     tracker.close(CellStatus.CANCELLED if interrupted else status, results.sweep_directory(sweep.name))
+    mark_shown(sweep.name, tracker.problem is None)
     return tracker.problem
 
 
@@ -166,6 +167,7 @@ def open_tracker(sweep: Sweep) -> "Tracker":
         "ptqbench.started": datetime.datetime.now().isoformat("T", "seconds"),
         "ptqbench.command": shlex.join(["ptqbench", "sweep", *results.all_records()[sweep.name].overrides]),
     }
+    mark_shown(sweep.name, False)  # from here on its run is open
     return Tracker(sweep.tracking, results.results_root(), sweep.name, tags)
 
 

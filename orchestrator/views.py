@@ -32,6 +32,7 @@ COLOURS = {
     CellStatus.CANCELLED: "yellow",
 }
 MAX_METRICS = 4
+SHOWN = "shown"  # in a sweep's directory
 
 
 def write_views(
@@ -58,11 +59,11 @@ def write_views(
 def views_are_current(name: str, cells: list[Cell], states: dict[str, CellState]) -> bool:
     """Whether a sweep's table and report, and MLflow, show these cells with their last attempts.
 
-    They do not when the grid was edited, when another sweep has run cells of this one, when a driver went down, or when
-    MLflow could not be reached.
+    They do not when the grid was edited, when another sweep has run cells of this one, when a driver went down (be it
+    while it closed the sweep's run), or when MLflow could not be reached.
     """
     directory = results.sweep_directory(name)
-    if not all((directory / name).is_file() for name in ("cells.csv", "report.html")):
+    if not all((directory / name).is_file() for name in ("cells.csv", "report.html", SHOWN)):
         return False
     with (directory / "cells.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -70,6 +71,15 @@ def views_are_current(name: str, cells: list[Cell], states: dict[str, CellState]
     now = [(cell.key, states[cell.key].status.value, last[cell.key]) for cell in cells]
     tracked = all(row["mlflow_run_id"] for row in rows if row["attempt"])
     return tracked and now == [(row["cell_key"], row["status"], row["attempt"]) for row in rows]
+
+
+def mark_shown(name: str, shown: bool) -> None:
+    """Say whether MLflow has all of a sweep and its run there is closed."""
+    mark = results.sweep_directory(name) / SHOWN
+    if shown:
+        mark.touch()
+    else:
+        mark.unlink(missing_ok=True)
 
 
 def _last_end(states: dict[str, CellState]) -> str:
