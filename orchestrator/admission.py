@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from workers.files import unfit_reason
+
 LANES = ("cpu", "cuda")
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 MAX_SHOWN = 4  # what differs, per node
@@ -82,11 +84,12 @@ def survey(terms: Terms, node_id: str) -> Survey:
 
 
 def _write_probe(terms: Terms, node_id: str) -> str | None:
+    path = _probe_path(terms, node_id)
     try:
-        _probe_path(terms, node_id).write_text(node_id, encoding="utf-8")
+        path.write_text(node_id, encoding="utf-8")
+        return unfit_reason(path.parent)
     except OSError as error:
         return str(error)
-    return None
 
 
 def refusals(terms: Terms, found: Survey, node_id: str) -> list[str]:

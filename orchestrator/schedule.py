@@ -22,6 +22,7 @@ from orchestrator.events import (
     EvaluateEnded,
     Event,
     Job,
+    LeftToAnother,
     NodesChanged,
     QuantizeEnded,
     Stage,
@@ -151,7 +152,7 @@ class Schedule:
         return len(self._tasks) + sum(host.work is not None for host in self._hosts.values())
 
     def handle(self, event: Event) -> list[Action]:
-        """Take an event and say what to do next. Every start is answered by exactly one end."""
+        """Take an event and say what to do next. Every start is answered once."""
         actions: list[Action] = []
         match event:
             case NodesChanged(nodes):
@@ -161,6 +162,8 @@ class Schedule:
                 self._quantize_ended(key, failure, actions)
             case EvaluateEnded():
                 self._evaluate_ended(event, actions)
+            case LeftToAnother(key):
+                self._left_to_another(key, actions)
             case Tick(now):
                 self._now = max(self._now, now)
                 while self._delayed and self._delayed[0][0] <= self._now:
@@ -213,6 +216,21 @@ class Schedule:
             return
         self._num_open -= 1
         actions.append(CellSucceeded(work.key))
+
+    def _left_to_another(self, key: str, actions: list[Action]) -> None:
+        """Forget the cell; others that wait for the same checkpoint go on without it."""
+        self._num_open -= 1
+        if key in self._tasks:
+            work, node_id = self._tasks.pop(key)
+            self._capacity.release(key, node_id)
+            self._unmade[work.cells[0].host_key] -= 1
+            if len(work.cells) > 1:
+                self._enqueue(_Work(work.stage, work.cells[1:]))
+            return
+        host = next(h for h in self._hosts.values() if h.work is not None and h.work.key == key)
+        host.work, host.idle_since = None, self._now
+        if host.lost:
+            self._stop(host, actions)
 
     def _failed(self, work: _Work, failure: Failure, actions: list[Action]) -> None:
         self._failures[work.key].append(failure)

@@ -6,7 +6,6 @@ block and its outputs are on disk before the next begins, so a killed worker's s
 """
 
 import dataclasses
-import errno
 import logging
 import shutil
 import time
@@ -27,6 +26,7 @@ from workers.arch import LinearGroup
 from workers.calibration import Windows, calibration_windows, canary_tokens, token_hash
 from workers.datasets import load_content
 from workers.errors import NoOpError, NumericalError
+from workers.failures import is_disk_full
 from workers.methods.errors import MethodError
 from workers.methods.linear import quantize_linear
 from workers.methods.registry import Need, is_baseline, needs
@@ -74,12 +74,12 @@ def quantize(request: QuantizeRequest) -> Manifest | None:
     unfinished = ck.partial_directory(storage, request.quantize_key)
     with ck.claim(storage, request.quantize_key):
         found = ck.read_manifest(final)
-        if found is not None and ck.is_intact(final, found):
+        if found is not None and ck.damage(final, found) is None:
             return None
         try:
             manifest = _make(request, unfinished)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if is_disk_full(error):
                 shutil.rmtree(unfinished, ignore_errors=True)
             raise
         ck.commit(unfinished, final, manifest)

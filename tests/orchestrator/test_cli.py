@@ -224,7 +224,7 @@ def test_a_report_keeps_the_mlflow_runs_that_were_shown(mine: list[str], capsys:
     table = pd.read_csv(path)
     assert table.mlflow_run_id.isna().all()
     (cell,) = resolve(expand(mine), declared_nodes(expand(mine).cluster), online=False)
-    attempt = Storage(Path("results/storage")).open_attempt(cell)
+    attempt = Storage(Path("results/storage")).open_attempt(cell, 1)
     end_attempt(attempt.directory, cell, CellStatus.FAILED, lost("quantize", "gone"))
     table.assign(attempt=1, mlflow_run_id="0" * 32).to_csv(path, index=False)
     assert cli.main(["report", "name=mine"]) == 0

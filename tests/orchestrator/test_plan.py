@@ -75,9 +75,9 @@ def test_what_is_done_is_not_counted_again(mine: list[str], tmp_path: Path) -> N
     cells = resolve(expand(overrides), CPU, online=False)
     before = printed(overrides, CPU, storage)
     assert "2 cells: 2 PENDING" in before
-    end_attempt(storage.open_attempt(cells[0]).directory, cells[0], CellStatus.SUCCEEDED, None)
+    end_attempt(storage.open_attempt(cells[0], 1).directory, cells[0], CellStatus.SUCCEEDED, None)
     failure = Failure("quantize", FailureKind.NUMERICAL, "NaN")
-    end_attempt(storage.open_attempt(cells[1]).directory, cells[1], CellStatus.FAILED, failure)
+    end_attempt(storage.open_attempt(cells[1], 1).directory, cells[1], CellStatus.FAILED, failure)
     after = printed(overrides, CPU, storage)
     assert "2 cells: 1 SUCCEEDED, 1 FAILED" in after
     assert hours(after) == pytest.approx(hours(before) / 2, rel=0.3)
