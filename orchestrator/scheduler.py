@@ -24,6 +24,8 @@ from orchestrator.shipping import PROJECT, inbound, outbound, runtime_environmen
 from orchestrator.storage import lost, read_result
 from workers.api import EvaluateRequest, Failure, QuantizeRequest
 from workers.errors import PrerequisiteError
+from workers.redaction import Redactor
+from workers.secrets import known_secrets
 
 GIB = 2**30
 PROBE_SECONDS = 60.0
@@ -177,7 +179,7 @@ class RayScheduler:
         import ray
 
         lanes = {} if self.cluster.address is None else read_lanes(PROJECT / "locks")
-        self._terms = Terms(storage, inputs, lanes)
+        self._terms = Terms(storage, inputs, lanes, self.cluster.secrets)
         self._ask(self._alive())
         answers = [asked.answer for asked in self._asked.values()]
         ray.wait(answers, num_returns=len(answers), timeout=PROBE_SECONDS)
@@ -272,7 +274,7 @@ class RayScheduler:
         try:
             failure, alive = ray.get(reference), True
         except ray.exceptions.RayError as error:
-            failure, alive = _failure_of_lost_worker(pending, error), False
+            failure, alive = _failure_of_lost_worker(pending, error, self.cluster), False
         if pending.host_id is None:
             return QuantizeEnded(pending.key, failure)
         return EvaluateEnded(pending.key, pending.host_id, failure, host_alive=alive)
@@ -290,14 +292,15 @@ class RayScheduler:
         ray.shutdown()
 
 
-def _failure_of_lost_worker(pending: _Pending, error: Exception) -> Failure:
+def _failure_of_lost_worker(pending: _Pending, error: Exception, cluster: ClusterConf) -> Failure:
     """What the worker wrote before it went down, else that it went down."""
     result = read_result(pending.attempt_directory)
     if result is not None and result.failure is not None:
         return result.failure
     stage = "quantize" if pending.host_id is None else "evaluate"
     first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return lost(stage, f"the worker process died: {first_line}")
+    mask = Redactor(known_secrets(cluster.secrets))  # what Ray says may repeat what the worker said
+    return lost(stage, mask(f"the worker process died: {first_line}"))
 
 
 def _quantize(request: QuantizeRequest) -> Failure | None:

@@ -80,6 +80,7 @@ class _Nodes:
 
 def expand(overrides: Sequence[str]) -> Sweep:
     """Expand command-line overrides over an experiment. Raises ConfigError before anything else happens."""
+    _refuse_credentials(overrides)
     with register.hydra_context():
         given = {choice.key: choice for choice in register.parse(overrides)}
         experiment = given.pop("experiment", None)
@@ -89,9 +90,8 @@ def expand(overrides: Sequence[str]) -> Sweep:
         axes = _axes(nodes.root({}), given)
         fixed = {key: choice.values[0] for key, choice in given.items() if key not in axes}
         root = nodes.root({key: value for key, value in fixed.items() if _head(key) not in NODES})
+        _refuse_credentials([f"tracking.uri={root.tracking.uri}"])
         check_execution(root)
-        addresses = [f"tracking.uri={root.tracking.uri}", f"cluster.address={root.cluster.address}"]
-        _refuse_credentials([*overrides, *addresses])
         _check_exclusions(root.exclude, axes)
         identity = {key: value for key, value in fixed.items() if _head(key) in NODES}
         points = tuple(_points(nodes, identity, axes, root.exclude))

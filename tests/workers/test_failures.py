@@ -30,7 +30,6 @@ from workers.datasets import content_hash
 from workers.entry import EngineHost, quantize_stage
 from workers.failures import classify
 
-LOG = Path("/storage/attempts/0123-001/log.txt")
 NODE = os.uname().nodename
 
 
@@ -59,8 +58,8 @@ ROWS: list[tuple[Exception, str, list[str]]] = [
     (errors.TransientError("hub"), "TRANSIENT", ["hub"]),
     (errors.BadInputError("shard"), "BAD_INPUT", ["shard"]),
     (errors.NumericalError("NaN", layer="layers.3"), "NUMERICAL", ["layers.3: NaN"]),
-    (errors.EngineError("vLLM died"), "ENGINE", ["vLLM died", "checkpoint is kept", "`resubmit` goes on", str(LOG)]),
-    (errors.ParityError("apart"), "PARITY", ["apart", "checkpoint is kept", "`resubmit` goes on", str(LOG)]),
+    (errors.EngineError("vLLM died"), "ENGINE", ["vLLM died", "checkpoint is kept", "`resubmit` goes on", "log.txt"]),
+    (errors.ParityError("apart"), "PARITY", ["apart", "checkpoint is kept", "`resubmit` goes on", "log.txt"]),
     (errors.NoOpError("unchanged"), "NO_OP", ["unchanged"]),
     (errors.PrerequisiteError("no file"), "PREREQUISITE", ["no file"]),
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "OUT_OF_MEMORY", ["2 GiB", NODE]),
@@ -95,15 +94,15 @@ ROWS: list[tuple[Exception, str, list[str]]] = [
     (caused(LocalEntryNotFoundError("not in the cache"), OfflineModeIsEnabled("offline")), "PREREQUISITE", ["offline"]),
     (caused(errors.EngineError("the engine died"), ConnectionResetError("reset")), "ENGINE", ["the engine died"]),
     (caused(errors.BadInputError("no such shard"), http_error(404)), "BAD_INPUT", ["no such shard"]),
-    (FileNotFoundError(errno.ENOENT, "No such file", "/x"), "INTERNAL", ["/x", str(LOG)]),
-    (ZeroDivisionError("division by zero"), "INTERNAL", ["ZeroDivisionError: division by zero", str(LOG)]),
-    (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "INTERNAL", [str(LOG)]),
+    (FileNotFoundError(errno.ENOENT, "No such file", "/x"), "INTERNAL", ["/x"]),
+    (ZeroDivisionError("division by zero"), "INTERNAL", ["ZeroDivisionError: division by zero"]),
+    (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "INTERNAL", ["RuntimeError"]),
 ]
 
 
 @pytest.mark.parametrize(("error", "kind", "words"), ROWS, ids=lambda x: x if isinstance(x, str) else type(x).__name__)
 def test_every_error_has_its_row_in_the_failure_table(error: Exception, kind: str, words: list[str]) -> None:
-    failure = classify("quantize", error, LOG)
+    failure = classify("quantize", error)
     assert (failure.stage, failure.kind) == ("quantize", FailureKind(kind))
     assert not [word for word in words if word not in failure.message], failure.message
 
@@ -122,7 +121,7 @@ def test_a_failure_names_its_layer_and_keeps_the_traceback() -> None:
 
     with pytest.raises(errors.NumericalError) as raised:
         work()
-    failure = classify("quantize", raised.value, LOG)
+    failure = classify("quantize", raised.value)
     assert failure.layer == "layers.3"
     assert failure.message == "layers.3: Hessian is not finite"
     assert failure.traceback is not None
