@@ -49,8 +49,8 @@ def started_at(attempt: Attempt) -> float:
 
 
 def ended_at(attempt: Attempt) -> float:
-    """Seconds since 1970; of an attempt that has a result."""
-    return (attempt.directory / "result.json").stat().st_mtime
+    """Seconds since 1970; of an attempt that has a result. Never before its start, though a clock was set back."""
+    return max((attempt.directory / "result.json").stat().st_mtime, started_at(attempt))
 
 
 def _try(attempt: Attempt) -> Try:
@@ -61,7 +61,7 @@ def _try(attempt: Attempt) -> Try:
         outcome=failure.kind.value if failure else result.status if result else "open",
         stage=failure.stage if failure else "",
         started=datetime.datetime.fromtimestamp(started),
-        seconds=max(ended_at(attempt) - started, 0.0) if result else None,
+        seconds=ended_at(attempt) - started if result else None,
         message=failure.message if failure else "",
         log=attempt.directory / "log.txt",
     )

@@ -31,7 +31,10 @@ WATCH_SECONDS = 20.0  # a heart that does not beat for so long, by the watcher's
 
 @dataclass(frozen=True)
 class _Holder:
-    """What a lease says. machine: boot and process namespace; start_ticks: since that boot; heartbeat: epoch seconds."""
+    """What a lease says.
+
+    machine: boot and process namespace. start_ticks: since that boot. heartbeat: seconds since 1970.
+    """
 
     host: str
     pid: int
@@ -75,8 +78,8 @@ class Lease:
         self._thread.join()
         if self._taken_over:
             raise LockedError(
-                f"sweep {self._directory.name} was taken over by {_spoken(_read(self._directory, self._latest()))}: this "
-                f"driver was out of touch with {self._directory} for too long; that one goes on with the sweep"
+                f"sweep {self._directory.name} was taken over by {holder_of(self._directory)}, which goes on with it: "
+                f"this driver was out of touch with {self._directory} for too long"
             ) from error
         with contextlib.suppress(OSError):  # what cannot be released is stale once this process has ended
             replace(_path(self._directory, self._number), to_json(_this_process(released=True)))

@@ -43,7 +43,7 @@ def needs_of_others(storage: Storage) -> dict[Path, Needs]:
             needs = from_json(Needs, path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise PrerequisiteError(
-                f"{path}: not what a sweep wrote ({error}); run that sweep again, or remove the file if it needs nothing"
+                f"{path}: not what a sweep wrote ({error}); run that sweep again, or remove the file"
             ) from error
         if needs.results_id != results.results_id():
             found[path] = needs

@@ -73,8 +73,8 @@ def open_storage(sweep: Sweep) -> Storage:
     record = all_records().get(sweep.name)
     if record is not None and record.storage == str(root) and record.storage_id != storage_id(root):
         raise PrerequisiteError(
-            f"storage {root}: the one that sweep {sweep.name} ran on is not there now (is it mounted?); put it back and "
-            "run the same command again, or give another name=<sweep>; to begin this one anew: "
+            f"storage {root}: the one that sweep {sweep.name} ran on is not there now (is it mounted?); put it back "
+            "and run the same command again, or give another name=<sweep>; to begin this one anew: "
             f"rm {sweep_directory(sweep.name) / 'sweep.json'}"
         )
     return Storage(root)

@@ -20,6 +20,7 @@ from orchestrator.cell import Cell, CellStatus
 from orchestrator.cluster import declared_nodes
 from orchestrator.driver import Driver
 from orchestrator.events import Stage
+from orchestrator.history import last_failure
 from orchestrator.inline_scheduler import InlineScheduler
 from orchestrator.jobs import make_jobs
 from orchestrator.needs import write_needs
@@ -112,7 +113,7 @@ def show_sweep(
 
 def _also_lost(statuses: tuple[CellStatus, ...], state: CellState) -> tuple[CellStatus, ...]:
     """A cell whose driver died is unfinished, not failed: the next sweep takes it up."""
-    failure = state.last.result.failure if state.last and state.last.result else None
+    failure = last_failure(state)
     lost = failure is not None and failure.kind is FailureKind.WORKER_LOST
     return (*statuses, CellStatus.FAILED) if lost else statuses
 
@@ -184,7 +185,7 @@ def _ready(cells: list[Cell], states: dict[str, CellState], storage: Storage) ->
 
 
 def _is_doubted(state: CellState) -> bool:
-    failure = state.last.result.failure if state.last and state.last.result else None
+    failure = last_failure(state)
     return failure is not None and (failure.stage, failure.kind) == (Stage.EVALUATE, FailureKind.BAD_INPUT)
 
 
