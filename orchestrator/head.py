@@ -22,6 +22,15 @@ def answers(address: str) -> bool:
     return True
 
 
+def refuse_silence(address: str) -> None:
+    """Raise ConnectionError when nothing accepts connections at `host:port`: Ray would try for a quarter of an hour.
+
+    Any other form of address (auto) is left to Ray.
+    """
+    if address.rpartition(":")[2].isdecimal() and "://" not in address and not answers(address):
+        raise ConnectionError("nothing accepts connections there")
+
+
 def require_head(address: str, patience_seconds: float) -> None:
     """Return as soon as the head accepts connections. Raises ClusterLostError after `patience_seconds` without."""
     deadline = time.monotonic() + patience_seconds

@@ -18,7 +18,7 @@ from orchestrator.admission import Terms, read_lanes, refusals, survey
 from orchestrator.cluster import gpu_memories_gib
 from orchestrator.cost_model import assumed_node
 from orchestrator.events import End, EvaluateEnded, Node, QuantizeEnded
-from orchestrator.head import ClusterLostError, require_head
+from orchestrator.head import ClusterLostError, refuse_silence, require_head
 from orchestrator.placement import Placement
 from orchestrator.shipping import PROJECT, inbound, outbound, runtime_environment
 from orchestrator.storage import lost, read_result
@@ -114,6 +114,8 @@ class RayScheduler:
         if self.cluster.address is not None:
             runtime |= runtime_environment(PROJECT)
         try:
+            if self.cluster.address is not None:
+                refuse_silence(self.cluster.address)
             ray.init(
                 address=self.cluster.address or "local",
                 include_dashboard=False,
@@ -169,8 +171,7 @@ class RayScheduler:
         import ray
 
         try:
-            address = ray.get_runtime_context().gcs_address
-            require_head(address, HEAD_SECONDS if self.cluster.address is not None else 0.0)
+            require_head(ray.get_runtime_context().gcs_address, HEAD_SECONDS)
         except ClusterLostError:
             self._lost = True
             raise

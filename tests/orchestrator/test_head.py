@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from orchestrator.head import ClusterLostError, answers, require_head
+from orchestrator.head import ClusterLostError, answers, refuse_silence, require_head
 
 
 def address_of(server: socket.socket) -> str:
@@ -19,6 +19,16 @@ def test_a_head_answers_where_something_listens() -> None:
         assert answers(address)
         require_head(address, 0.0)
     assert not answers(address)
+
+
+def test_silence_is_refused_at_an_address_and_left_to_ray_where_that_must_look_for_one() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = address_of(server)
+        refuse_silence(address)
+    with pytest.raises(ConnectionError):
+        refuse_silence(address)
+    refuse_silence("auto")
+    refuse_silence(f"ray://{address}")
 
 
 def test_a_head_that_stays_away_is_said_to_and_where_it_was() -> None:
