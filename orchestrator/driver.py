@@ -211,6 +211,9 @@ class Driver:
     def _attempt_ended(self, cell: Cell, failure: Failure, *, final: bool) -> None:
         attempt = self._open.pop(cell.key, None) or self._new_attempt(cell)
         end_attempt(attempt.directory, cell, CellStatus.FAILED, failure)
+        if not final:  # open while it waits, so that after a driver's death the failure before is not the last word
+            with contextlib.suppress(AttemptTaken):  # its start will find that out too
+                self._attempt(cell)
         self._progress.failed(cell, failure, final=final)
         self._unshown = True
 

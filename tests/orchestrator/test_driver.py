@@ -151,6 +151,22 @@ def test_a_stage_that_ends_just_at_its_limit_has_ended(storage: Storage) -> None
     assert scheduler.aborted == []
 
 
+def test_a_cell_that_waits_for_its_next_try_is_unfinished_when_the_driver_is_interrupted(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class InterruptedLater(FakeScheduler):
+        def wait(self, timeout_seconds: float) -> list[End]:
+            if ends := super().wait(timeout_seconds):
+                return ends
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 1e6)
+    cell, hub = make_cell(), Failure("quantize", FailureKind.TRANSIENT, "the hub does not answer")
+    with pytest.raises(KeyboardInterrupt):
+        drive(storage, cell, InterruptedLater(lambda number: hub))
+    assert storage.states([cell])[cell.key].status is CellStatus.CANCELLED, "not FAILED, which only resubmit takes up"
+
+
 def test_an_interrupted_driver_closes_what_is_open(storage: Storage) -> None:
     class Interrupted(FakeScheduler):
         def wait(self, timeout_seconds: float) -> list[End]:
@@ -199,3 +215,15 @@ def test_what_a_dead_driver_left_open_is_closed_as_lost(storage: Storage) -> Non
     assert state.last is not None and state.last.result is not None and state.last.result.failure is not None
     assert state.last.result.failure.kind is FailureKind.WORKER_LOST
     assert storage.end_abandoned([cell]) == 0
+
+
+def test_why_a_node_is_left_out_is_said_once(storage: Storage) -> None:
+    said = io.StringIO()
+    scheduler = FakeScheduler(quantize=lambda number: LOST if number == 1 else None)  # a loss looks at the nodes again
+    scheduler.refused = ["node new (10.0.0.7, 0123abcd): it has no /models/tiny"]
+    cell = make_cell()
+    job = Job(cell.key, cell.quantize_key, "m", (ONE_CPU,), (ONE_CPU,), 1.0, 1.0, False, False)
+    with SweepProgress(Console(file=said, width=200), 1, 0.0) as progress:
+        cluster = ClusterConf(name="fake", idle_seconds=0.0)
+        Driver([cell], [job], storage.states([cell]), storage, scheduler, progress, cluster).run()
+    assert said.getvalue().count("left out: node new (10.0.0.7, 0123abcd): it has no /models/tiny\n") == 1
