@@ -30,5 +30,5 @@ NEXT_STEPS: dict[FailureKind, str] = {
 def resubmit_command(sweep: str, cells: Sequence[Cell], kind: FailureKind) -> str:
     """Run these cells again; where there are many, all of the sweep that failed with this kind."""
     keys = [cell.key[:KEY_DIGITS] for cell in cells]
-    chosen = ["--cell", *keys] if len(keys) <= MAX_CELLS_NAMED else ["--failure", kind.value]
+    chosen = keys if len(keys) <= MAX_CELLS_NAMED else ["--failure", kind.value]
     return f"make resubmit ARGS='{shlex.join([f'name={sweep}', *chosen])}'"

@@ -23,6 +23,7 @@ TAG_ATTEMPT = "ptqbench.attempt"
 NOTE = "mlflow.note.content"  # Markdown at the top of a run's page
 MAX_TAG = 8000  # characters
 MAX_MESSAGE = 4000
+LINE_BREAK = "  \n"  # in Markdown
 MAX_LISTED = 20  # failed cells in the note of a sweep
 TABLES = [{"path": "layers.json", "type": "table"}]  # MLflow's evaluation view looks for these
 
@@ -78,26 +79,27 @@ def sweep_metrics(states: Mapping[str, CellState]) -> dict[str, float]:
 
 
 def sweep_note(sweep: str, cells: Sequence[Cell], states: Mapping[str, CellState]) -> str:
-    """What the page of the sweep's run says first. Markdown."""
-    lines = [
-        f"Sweep **{sweep}**: one child run per attempt at a cell, named by the cell's label (model, method, bits, "
-        "group size). Metrics are named `<task>.<metric>`; `report.html` and `cells.csv` under Artifacts compare them. "
-        "Attempts after the first: `tags.ptqbench.attempt_number != '1'`; all of one cell: `tags.ptqbench.cell_key`.",
-    ]
+    """What the page of the sweep's run says of it. Markdown, of which MLflow shows four lines until asked for more."""
+    lines = []
     failed = [cell for cell in cells if states[cell.key].status is CellStatus.FAILED]
     if failed:
-        lines += ["", f"**{len(failed)} of {len(cells)} cells have failed:**", ""]
+        lines += [f"**{len(failed)} of {len(cells)} cells have failed.** `make resubmit ARGS='name={sweep}'`", ""]
         lines += [_failed_line(cell, states[cell.key]) for cell in failed[:MAX_LISTED]]
         if len(failed) > MAX_LISTED:
             lines.append(f"- and {len(failed) - MAX_LISTED} more: `tags.ptqbench.failure_kind LIKE '%'`")
-        lines += ["", f"Run them again: `make resubmit ARGS='name={sweep}'`"]
+        lines.append("")
+    lines.append(
+        "One child run per attempt at a cell, named by the cell's label (model, method, bits, group size). Metrics are "
+        "named `<task>.<metric>`; `report.html` and `cells.csv` under Artifacts compare them. Attempts after the first:"
+        " `tags.ptqbench.attempt_number != '1'`; all of one cell: `tags.ptqbench.cell_key`."
+    )
     return "\n".join(lines)[:MAX_TAG]
 
 
 def _failed_line(cell: Cell, state: CellState) -> str:
     failure = last_failure(state)
     assert failure is not None
-    message = failure.message.splitlines()[0][:200]
+    message = _code(_first_line(failure.message))
     return f"- {cell.label}: **{failure.kind}** in {failure.stage}, attempt {len(state.attempts)}: {message}"
 
 
@@ -198,14 +200,12 @@ def _attempt_note(sweep: str, cell: Cell, state: CellState, attempt: Attempt) ->
     earlier = [one for one in history(state) if one.number < attempt.number]
     parts = []
     if failure is not None:
-        # four columns of indent: a message is shown as it is, whatever characters it has
-        message = "\n".join(f"    {line}" for line in failure.message[:MAX_MESSAGE].splitlines())
+        message = LINE_BREAK.join(map(_code, filter(None, failure.message[:MAX_MESSAGE].splitlines())))
         command = resubmit_command(sweep, [cell], failure.kind)
         parts += [
-            f"**{failure.kind}** in {failure.stage}:",
-            message,
-            f"Next: {NEXT_STEPS[failure.kind]}; then `{command}`",
-            "`log.txt` and `traceback.txt` under Artifacts say more.",
+            f"**{failure.kind}** in {failure.stage}: {message}{LINE_BREAK}"
+            f"**Next:** {NEXT_STEPS[failure.kind]}; then {_code(command)}",
+            "`log.txt` under Artifacts says more.",
         ]
     if earlier:
         parts.append(f"Attempt {attempt.number}; before it:\n\n" + "\n".join(map(_earlier_line, earlier)))
@@ -213,8 +213,20 @@ def _attempt_note(sweep: str, cell: Cell, state: CellState, attempt: Attempt) ->
 
 
 def _earlier_line(one: Try) -> str:
-    message = f": {one.message.splitlines()[0][:200]}" if one.message else ""
+    message = f": {_code(_first_line(one.message))}" if one.message else ""
     return f"- attempt {one.number}: {one.words}{message}"
+
+
+def _first_line(message: str) -> str:
+    return message.partition("\n")[0][:200]
+
+
+def _code(text: str) -> str:
+    """Text shown as it stands, whatever Markdown or HTML it may look like; one line of it."""
+    fence = "`"
+    while fence in text:
+        fence += "`"
+    return f"{fence} {text} {fence}" if "`" in text else f"`{text}`"
 
 
 def _texts(result: AttemptResult, manifest: Manifest | None) -> dict[str, str]:

@@ -13,6 +13,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
+from orchestrator import run_page
 from orchestrator.tracker import Tracker, create_database, tracking_uri
 from tests.orchestrator.hand_made import make_cell, with_bits
 from tests.orchestrator.tracked_sweep import LOCAL, NUMERICAL, Sweep
@@ -150,8 +151,8 @@ def test_a_failed_attempt_says_on_its_page_what_where_and_what_next(sweep: Sweep
     bad = next(run for run in shown.values() if run["tags"].get("ptqbench.failure_kind") == "NUMERICAL")
     assert bad["tags"]["ptqbench.failure_message"] == NUMERICAL.message
     note = bad["tags"]["mlflow.note.content"]
-    assert note.startswith("**NUMERICAL** in quantize:\n\n    layers.3: Hessian\n    not finite\n")
-    assert f"make resubmit ARGS='name=mine --cell {sweep.cells[1].key[:16]}'" in note
+    assert note.startswith("**NUMERICAL** in quantize: `layers.3: Hessian`  \n`not finite`  \n**Next:** ")
+    assert f"make resubmit ARGS='name=mine {sweep.cells[1].key[:16]}'" in note
     assert "bits_per_weight" not in bad["metrics"] and "traceback.txt" in bad["artifacts"]
 
 
@@ -173,7 +174,7 @@ def test_the_sweep_s_page_counts_cells_and_names_those_that_failed(sweep: Sweep)
         "num_retried": 1,
         "num_attempts": 4,
     }
-    assert "- w3: **NUMERICAL** in quantize, attempt 1: layers.3: Hessian" in shown["tags"]["mlflow.note.content"]
+    assert "- w3: **NUMERICAL** in quantize, attempt 1: `layers.3: Hessian`" in shown["tags"]["mlflow.note.content"]
 
 
 def test_a_message_of_any_length_fits_on_the_pages(sweep: Sweep) -> None:
@@ -304,3 +305,15 @@ def test_two_drivers_may_write_to_one_new_database_and_one_of_them_may_be_killed
     for sweep in sweeps:
         sweep.sync()
     assert sweep.view() == repaired
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("give it more: limit=<seconds>", "`give it more: limit=<seconds>`"),
+        ("no task `piqa`", "`` no task `piqa` ``"),
+        ("`` twice", "``` `` twice ```"),
+    ],
+)
+def test_messages_are_shown_as_they_stand(text: str, shown: str) -> None:
+    assert run_page._code(text) == shown

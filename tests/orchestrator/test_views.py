@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from orchestrator import cli
+from orchestrator import cli, selection
+from orchestrator.cell import CellStatus
 from orchestrator.next_step import MAX_CELLS_NAMED, NEXT_STEPS, resubmit_command
 from orchestrator.progress import SweepProgress
-from orchestrator.storage import lost
+from orchestrator.storage import CellState, lost
 from orchestrator.views import print_outcome, print_status
 from tests.orchestrator.hand_made import make_cell, with_bits
 from tests.orchestrator.tracked_sweep import NUMERICAL, Sweep
@@ -48,8 +49,8 @@ def test_cells_that_failed_alike_are_told_of_together_with_the_command_for_them(
         last = sweep.storage.states([cell])[cell.key].last
         assert last is not None and f"{last.directory / 'log.txt'}" in shown
     assert NEXT_STEPS[FailureKind.NUMERICAL] in shown and NEXT_STEPS[FailureKind.ENGINE] in shown
-    assert f"make resubmit ARGS='name=mine --cell {first.key[:16]} {second.key[:16]}'" in shown
-    assert f"make resubmit ARGS='name=mine --cell {other.key[:16]}'" in shown
+    assert f"make resubmit ARGS='name=mine {first.key[:16]} {second.key[:16]}'" in shown
+    assert f"make resubmit ARGS='name=mine {other.key[:16]}'" in shown
 
 
 def test_a_repeated_cell_has_its_history_and_others_have_none(sweep: Sweep) -> None:
@@ -88,11 +89,13 @@ def test_the_command_for_cells_is_one_the_command_line_takes(count: int) -> None
     words = shlex.split(resubmit_command("a.b+c-d", cells, FailureKind.NO_OP))
     assert words[:2] == ["make", "resubmit"]
     parsed = cli._parser().parse_args(["resubmit", *shlex.split(words[2].removeprefix("ARGS="))])
-    assert parsed.overrides == ["name=a.b+c-d"]
-    if count <= MAX_CELLS_NAMED:
-        assert parsed.cell == [cell.key[:16] for cell in cells]
+    names, overrides = selection.split_names(parsed.overrides)
+    assert overrides == ["name=a.b+c-d"]
+    if count > MAX_CELLS_NAMED:
+        assert parsed.failure == [FailureKind.NO_OP] and not names
     else:
-        assert parsed.failure == ["NO_OP"]
+        failed = CellState(CellStatus.FAILED, ())
+        assert selection.named(cells, {cell.key: failed for cell in cells}, names) == cells
 
 
 def test_a_failure_during_the_run_is_one_line_of_its_own(sweep: Sweep) -> None:
