@@ -241,9 +241,12 @@ def _refuse_infinite(node: Any, key: str = "") -> None:
         raise ConfigError(f"{key}={node}: a finite number is needed")
     if dataclasses.is_dataclass(node):
         node = vars(node)
-    entries = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for name, value in entries:
-        _refuse_infinite(value, f"{key}.{name}".lstrip("."))
+    if isinstance(node, dict):
+        for name, value in node.items():
+            _refuse_infinite(value, f"{key}.{name}".lstrip("."))
+    if isinstance(node, list):
+        for index, value in enumerate(node):
+            _refuse_infinite(value, f"{key}[{index}]")
 
 
 def _is_option(override: str) -> bool:

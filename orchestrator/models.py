@@ -8,7 +8,7 @@ from typing import Any
 
 from conf.errors import ConfigError
 from conf.schema import ModelConf, ShapeConf
-from orchestrator.engine_choice import DTYPES
+from orchestrator.engine_choice import DTYPES, require
 from orchestrator.paths import local_path
 from orchestrator.shapes import ARCHITECTURES
 from workers.api import ModelRef
@@ -187,13 +187,16 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 def _architecture(conf: ModelConf, config: dict[str, Any], where: Path) -> str:
     """Which table of linears a model has. Raises ConfigError when its config.json names none and the user neither."""
-    name = conf.architecture or config.get("model_type")
-    if conf.architecture is None and not (isinstance(name, str) and name in ARCHITECTURES):
+    if conf.architecture is not None:
+        require("model.architecture", conf.architecture, tuple(ARCHITECTURES))
+        return conf.architecture
+    name = config.get("model_type")
+    if not (isinstance(name, str) and name in ARCHITECTURES):
         raise ConfigError(
             f"{where}/config.json: model_type={json.dumps(name)} is none of {', '.join(ARCHITECTURES)}; for a model "
             "that is built like one of them: model.architecture=<name>"
         )
-    return str(name)
+    return name
 
 
 def _refuse_quantized(config: dict[str, Any], where: Path) -> None:
