@@ -3,18 +3,18 @@
 import csv
 import datetime
 import platform
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from orchestrator import results
 from orchestrator.cell import Cell, CellStatus
 from orchestrator.history import history, last_failure
+from orchestrator.listing import print_listing, shows_every_row
 from orchestrator.next_step import NEXT_STEPS, resubmit_command
 from orchestrator.report.render import write_report
 from orchestrator.storage import CellState, Storage, attempt_name
@@ -32,6 +32,7 @@ COLOURS = {
     CellStatus.CANCELLED: "yellow",
 }
 MAX_METRICS = 4
+MAX_NAMED = 20  # of more cells than a terminal is read for
 SHOWN = "shown"  # in a sweep's directory
 
 
@@ -117,7 +118,7 @@ def print_status(console: Console, name: str, cells: list[Cell], states: dict[st
     for state in states.values():
         counts[state.status] = counts.get(state.status, 0) + 1
     console.print(f"sweep {name}: " + ", ".join(f"{n} {s.value}" for s, n in counts.items()), highlight=False)
-    console.print(_cells(cells, states))
+    _print_cells(console, cells, states)
     _print_failures(console, name, cells, states)
     _print_histories(console, cells, states)
 
@@ -128,7 +129,8 @@ def print_outcome(
     """The end of a sweep: table, failures with the lines that run them again, where to look further."""
     if not started_any:
         console.print("nothing to run: every cell has ended", highlight=False)
-    console.print(_cells(cells, states))
+    console.print()
+    _print_cells(console, cells, states)
     if _print_failures(console, name, cells, states):
         console.print(f"all failed ones: make resubmit ARGS='name={name}'", highlight=False)
     console.print(f"report:          {results.sweep_directory(name) / 'report.html'}", highlight=False)
@@ -147,13 +149,13 @@ def _print_failures(console: Console, name: str, cells: list[Cell], states: dict
         console.print()
         console.print(Text.assemble(("FAILED  ", "red"), (f"{kind} in {stage}", "bold"), f", {count}"))
         console.print(f"  {message}", markup=False, highlight=False)
-        width = max(len(cell.label) for cell in failed)
-        for cell in failed:
+        named = _named(console, failed)
+        width = max(len(cell.label) for cell in named)
+        for cell in named:
             attempt = history(states[cell.key])[-1]
-            number = f"attempt {attempt.number} " if attempt.number > 1 else ""
-            console.print(
-                Text.assemble(f"    {cell.label:<{width}}  ", (f"{number}{attempt.when}  {attempt.log}", "dim"))
-            )
+            told = f"attempt {attempt.number} {attempt.when}  {attempt.log}"
+            console.print(Text.assemble(f"    {cell.label:<{width}}  ", (told, "dim")))
+        _print_unnamed(console, failed, "    ")
         console.print(f"  next:  {NEXT_STEPS[kind]}; then", markup=False, highlight=False)
         console.print(f"         {resubmit_command(name, failed, kind)}", markup=False, highlight=False)
     if groups:
@@ -162,28 +164,47 @@ def _print_failures(console: Console, name: str, cells: list[Cell], states: dict
 
 
 def _print_histories(console: Console, cells: list[Cell], states: dict[str, CellState]) -> None:
-    for cell in cells:
+    retried = [cell for cell in cells if len(states[cell.key].attempts) > 1]
+    for cell in _named(console, retried):
         tries = history(states[cell.key])
-        if len(tries) > 1:
-            console.print(Text.assemble((cell.label, "bold"), f": {len(tries)} attempts"))
-            for attempt in tries:
-                first_line = attempt.message.partition("\n")[0]
-                console.print(
-                    Text.assemble(
-                        f"  {attempt.number}  {attempt.words}", (f"  {first_line}" if first_line else "", "dim")
-                    )
-                )
+        console.print(Text.assemble((cell.label, "bold"), f": {len(tries)} attempts"))
+        for attempt in tries:
+            first_line = attempt.message.partition("\n")[0]
+            console.print(
+                Text.assemble(f"  {attempt.number}  {attempt.words}", (f"  {first_line}" if first_line else "", "dim"))
+            )
+    _print_unnamed(console, retried, "")
 
 
-def _cells(cells: list[Cell], states: dict[str, CellState]) -> Table:
-    names = _metric_names(states)
-    table = Table("cell", "status", *names, "quantize s", "evaluate s", box=None, pad_edge=False)
-    table.columns[0].no_wrap = True
-    for column in table.columns[2:]:
-        column.justify = "right"
+def _named(console: Console, cells: list[Cell]) -> list[Cell]:
+    """Those of a list that are named one by one."""
+    return cells if shows_every_row(console, len(cells)) else cells[:MAX_NAMED]
+
+
+def _print_unnamed(console: Console, cells: list[Cell], indent: str) -> None:
+    if more := len(cells) - len(_named(console, cells)):
+        console.print(f"{indent}and {more} more; all are named when this goes into a file", highlight=False)
+
+
+def _print_cells(console: Console, cells: list[Cell], states: dict[str, CellState]) -> None:
+    """A line per cell; on a terminal, one per model and method where there would be too many to read."""
+    colours = {status.value: colour for status, colour in COLOURS.items()}
+    if shows_every_row(console, len(cells)):
+        names = _metric_names(states)
+        rows = [[cell.label, *_values(cell, states[cell.key], names)] for cell in cells]
+        header = ["cell", "status", *names, "quantize s", "evaluate s"]
+        print_listing(console, header, rows, num_words=2, colours=colours)
+        return
+    groups: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for cell in cells:
-        table.add_row(cell.label, *_values(cell, states[cell.key], names))
-    return table
+        groups[cell.model.name, cell.config.method.name][states[cell.key].status.value] += 1
+    counted = [[*group, ", ".join(f"{n} {status}" for status, n in counts.items())] for group, counts in groups.items()]
+    print_listing(console, ["model", "method", "cells"], counted, num_words=3, colours=colours)
+    console.print(
+        f"{len(cells)} cells by model and method; each has a line of its own in cells.csv, and here when this goes "
+        "into a file",
+        highlight=False,
+    )
 
 
 def _metric_names(states: dict[str, CellState]) -> list[str]:
@@ -195,13 +216,12 @@ def _metric_names(states: dict[str, CellState]) -> list[str]:
 
 
 def _values(cell: Cell, state: CellState, names: list[str]) -> list[str]:
-    colour = COLOURS.get(state.status, "dim")
-    status = f"[{colour}]{state.status}[/]"
+    status = state.status.value
     if cell.support is not None:
-        return [f"{status} [dim]{cell.support_reason}[/]"]
+        return [status, cell.support_reason]
     result = state.last.result if state.last else None
     if result is None or result.evaluate is None:
-        return [status]
+        return [status, ""]
     values = {m.name: f"{m.value:.4g}" if m.unit != "1" else f"{m.value:.2f}" for m in result.evaluate.metrics}
     quantize = f"{result.quantize.seconds:.1f}" if result.quantize else "cached"
     return [status, *(values.get(n, "") for n in names), quantize, f"{stage_seconds(result.evaluate):.1f}"]

@@ -11,7 +11,7 @@ from orchestrator.report import metrics, provenance
 from orchestrator.report.columns import metric_columns, normalise
 from orchestrator.report.guide import GUIDE
 from orchestrator.report.metrics import Kind
-from orchestrator.report.pivots import Pivot, pivot
+from orchestrator.report.pivots import Pivot, pivots
 from orchestrator.report.plots import Plot, perplexity_plots
 from orchestrator.report.tables import Table, accuracy_table, damage_table, value_table
 from workers.files import replace
@@ -48,20 +48,20 @@ def write_report(
 
 
 def _content(cells: pd.DataFrame, attempts: pd.DataFrame) -> dict[str, Any]:
-    pivots = [pivot(cells, metrics.parse(column)) for column in metric_columns(cells)]
-    first = metrics.primary([p.metric.column for p in pivots])
-    perplexities = sorted(_of_kind(pivots, Kind.PERPLEXITY), key=lambda p: p.metric.column != first)
+    found = pivots(cells, [metrics.parse(column) for column in metric_columns(cells)])
+    first = metrics.primary([p.metric.column for p in found])
+    perplexities = sorted(_of_kind(found, Kind.PERPLEXITY), key=lambda p: p.metric.column != first)
     scored = {p.metric.task for p in perplexities}
     # mean_nll beside a perplexity is its logarithm; the damage table already says it
-    others = [p for p in _of_kind(pivots, Kind.NLL) if p.metric.task not in scored] + _of_kind(pivots, Kind.OTHER)
+    others = [p for p in _of_kind(found, Kind.NLL) if p.metric.task not in scored] + _of_kind(found, Kind.OTHER)
     return {
         "headline": provenance.headline(cells),
         "warnings": provenance.warnings(cells),
-        "scored": bool(pivots),
+        "scored": bool(found),
         "perplexities": [value_table(p) for p in perplexities],
         "damages": [damage_table(p) for p in perplexities],
         "plots": perplexity_plots(perplexities[0]) if perplexities else [],
-        "accuracies": [accuracy_table(p) for p in _of_kind(pivots, Kind.ACCURACY)],
+        "accuracies": [accuracy_table(p) for p in _of_kind(found, Kind.ACCURACY)],
         "others": [table for p in others for table in (value_table(p), damage_table(p))],
         "degraded": provenance.degraded_table(cells),
         "failures": provenance.failure_table(cells),
@@ -72,8 +72,8 @@ def _content(cells: pd.DataFrame, attempts: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _of_kind(pivots: list[Pivot], kind: Kind) -> list[Pivot]:
-    return [p for p in pivots if p.metric.kind is kind]
+def _of_kind(found: list[Pivot], kind: Kind) -> list[Pivot]:
+    return [p for p in found if p.metric.kind is kind]
 
 
 def _present(*tables: Table | None) -> list[Table]:
