@@ -12,7 +12,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from workers.files import unfit_reason
-
 from workers.secrets import secret_problems
 
 LANES = ("cpu", "cuda")
