@@ -30,7 +30,7 @@ from workers.secrets import known_secrets
 GIB = 2**30
 PROBE_SECONDS = 60.0
 HEAD_SECONDS = 30.0  # a head that is only restarted, or a network that hiccups, is back by then
-RAY_GIVES_UP_SECONDS = 3600  # without its head; earlier than a driver that closes its sweep has ended
+RAY_GIVES_UP_SECONDS = 3600  # without its head Ray ends the driver; its own 60 s are too few to close a sweep
 
 
 class Scheduler(Protocol):
