@@ -1,6 +1,7 @@
 """Kill processes of real sweeps on a real cluster, round after round, and see that nothing is lost: `make soak`."""
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -23,6 +24,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--directory", type=Path, help="where to leave everything; by default a temporary one")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing it has started is left
     directory = arguments.directory or Path(tempfile.mkdtemp(prefix="ptq-soak-"))
     directory.mkdir(parents=True, exist_ok=True)
     print(f"everything lies in {directory}", flush=True)
@@ -33,7 +35,7 @@ def main() -> int:
             arena = Arena(directory, [*write_inputs(directory), *on_cluster(cluster)], cluster, server)
             peace, seconds = undisturbed(arena)
             print(f"undisturbed: {len(peace.metrics)} cells in {seconds:.0f} s", flush=True)
-            played = [_round(arena, number, arguments.seed, seconds, peace) for number in _numbers(arguments)]
+            played = [_round(arena, number, arguments.seed, peace) for number in _numbers(arguments)]
     finally:
         server.stop()
     _print_table(played, time.monotonic() - started)
@@ -44,9 +46,9 @@ def _numbers(arguments: argparse.Namespace) -> range:
     return range(arguments.first, arguments.first + arguments.rounds)
 
 
-def _round(arena: Arena, number: int, seed: int, seconds: float, peace: Ledger) -> Round:
-    kills = plan(number, seed, seconds)
-    print(f"round {number}: " + ", ".join(f"{kill.kind} at {kill.moment or 0:.0f} s" for kill in kills), flush=True)
+def _round(arena: Arena, number: int, seed: int, peace: Ledger) -> Round:
+    kills = plan(number, seed)
+    print(f"round {number}: " + ", ".join(f"{kill.kind} after {kill.after:.0%}" for kill in kills), flush=True)
     played = play(arena, number, kills, seed, peace)
     ends = ", ".join(f"{count} {end}" for end, count in played.ledger.ends.items())
     print(f"  {played.seconds:5.0f} s  drivers ended {played.codes}; attempts: {ends}", flush=True)

@@ -12,16 +12,18 @@ from tests.soak.ledger import Ledger
 from tests.soak.ray_cluster import RayCluster
 from tests.soak.sweep import RUN_SECONDS, SweepUnderTest
 
+LATEST = {"worker": 0.3}  # share of the stages after which there may be no process of a kind any more
 VICTIM_SECONDS = 120.0  # how long a fault waits for a process of its kind
 MAX_RUNS = 3  # after the faults; one is allowed
 
 
 @dataclass(frozen=True)
 class Kill:
-    """kind: of FAULTS. moment: seconds after the round's first driver was started; null: when a stage is at work."""
+    """kind: of FAULTS. after: share of the sweep's stages that have ended by then; delay: seconds from there on."""
 
     kind: str
-    moment: float | None
+    after: float
+    delay: float
 
 
 @dataclass
@@ -36,12 +38,12 @@ class Round:
     ledger: Ledger = field(default_factory=Ledger)
 
 
-def plan(number: int, seed: int, seconds: float) -> list[Kill]:
-    """The kills of a round, the same for the same seed; each kind leads in its turn. seconds: of a sweep in peace."""
+def plan(number: int, seed: int) -> list[Kill]:
+    """The kills of a round, the same for the same seed; each kind has its turn."""
     choice = random.Random(f"{seed} {number}")
     kinds = [list(FAULTS)[number % len(FAULTS)], *choice.choices(list(FAULTS), k=choice.randint(0, 2))]
-    moments = sorted(choice.uniform(0.1, 1.1) * seconds for _ in kinds)
-    return [Kill(kind, moment) for kind, moment in zip(kinds, moments, strict=True)]
+    kills = [Kill(kind, choice.uniform(0.0, LATEST.get(kind, 0.9)), choice.uniform(0.0, 4.0)) for kind in kinds]
+    return sorted(kills, key=lambda kill: kill.after)
 
 
 @dataclass
@@ -76,8 +78,9 @@ def play(arena: Arena, number: int, kills: list[Kill], seed: int, peace: Ledger)
     started = time.monotonic()
     drivers = [sweep.start()]
     for kill in kills:
-        while drivers[-1].poll() is None and not _is_time(arena, kill, started):
+        while drivers[-1].poll() is None and _share_done(sweep, len(peace.metrics)) < kill.after:
             time.sleep(0.1)
+        time.sleep(kill.delay)
         if drivers[-1].poll() is not None:  # done, or ended by the fault before
             drivers.append(sweep.start())
         hit = _strike(kill.kind, Scene(arena.cluster, arena.server, drivers[-1], choice))
@@ -102,10 +105,10 @@ def play(arena: Arena, number: int, kills: list[Kill], seed: int, peace: Ledger)
     return played
 
 
-def _is_time(arena: Arena, kill: Kill, started: float) -> bool:
-    if kill.moment is not None:
-        return time.monotonic() >= started + kill.moment
-    return bool(arena.cluster.workers("quantize") or arena.cluster.workers("_Host"))
+def _share_done(sweep: SweepUnderTest, num_cells: int) -> float:
+    """Of the two stages of each cell, how many have ended well, about."""
+    attempts = sweep.storage / "attempts"
+    return sum(len(list(attempts.glob(f"*/{name}"))) for name in ("quantize.json", "result.json")) / (2 * num_cells)
 
 
 def _strike(kind: str, scene: Scene) -> str | None:

@@ -11,7 +11,7 @@ from tests.soak.sweep import NODE_SIZES, on_cluster, write_inputs
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 
-KINDS = ["worker", "engine host", "raylet", "driver's raylet", "driver + mlflow"]
+KINDS = {"worker": 0.1, "engine host": 0.1, "raylet": 0.2, "driver's raylet": 0.2, "driver + mlflow": 0.4}
 
 
 def test_a_sweep_that_loses_one_process_after_another_loses_no_cell_and_repeats_none(tmp_path: Path) -> None:
@@ -22,11 +22,11 @@ def test_a_sweep_that_loses_one_process_after_another_loses_no_cell_and_repeats_
             grid = ("method=none,rtn,gptq", "bits=3,4")
             arena = Arena(tmp_path, [*write_inputs(tmp_path, grid), *on_cluster(cluster)], cluster, server)
             peace, _ = undisturbed(arena)
-            played = play(arena, 0, [Kill(kind, None) for kind in KINDS], 0, peace)
+            played = play(arena, 0, [Kill(kind, after, 0.0) for kind, after in KINDS.items()], 0, peace)
     finally:
         server.stop()
     said = (tmp_path / "round-0" / "driver.log").read_text()
-    assert played.hits == KINDS, said
+    assert played.hits == list(KINDS), said
     assert not played.ledger.problems, said
     assert (played.ledger.lost, played.ledger.doubled, played.ledger.running) == (0, 0, 0)
     assert played.ledger.ends["WORKER_LOST"] >= 3
