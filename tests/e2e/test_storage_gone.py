@@ -28,7 +28,7 @@ def test_a_sweep_whose_storage_goes_ends_and_goes_on_once_it_is_back(tmp_path: P
     workers = workers_of(driver)
     storage.rename(away)
     storage.mkdir()  # as below a file system that is not mounted any more
-    _, errors = driver.communicate(timeout=120)
+    _, errors = driver.communicate(timeout=240)
     assert driver.returncode == 3, errors
     assert f"storage {storage}: {storage / 'id'}: No such file" in errors and "is it mounted?" in errors
     assert "Traceback" not in errors
