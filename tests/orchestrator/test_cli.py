@@ -133,7 +133,7 @@ def test_one_cell_keeps_its_stack_trace() -> None:
 
 
 def test_a_reader_that_has_seen_enough_ends_the_command_quietly(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "orchestrator.cli", "plan", "experiment=paper"]
+    command = [sys.executable, "-m", "orchestrator.cli", "plan", "experiment=smoke"]
     environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path, env=environment
