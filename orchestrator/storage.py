@@ -90,6 +90,7 @@ class Storage:
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
         self._driver: DriverName | None = None
+        self._ended: dict[str, Attempt] = {}  # results are written once, and a driver looks every few seconds
         with _explained(self.root):
             for name in ("checkpoints", "attempts", "leases"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
@@ -139,7 +140,22 @@ class Storage:
         """The state of each cell by its key. A cell with an open attempt reads as RUNNING unless it has succeeded."""
         directories = self._attempt_directories()
         with self._usable():
-            return {cell.key: _state(cell, directories.get(cell.key[:KEY_DIGITS], {})) for cell in cells}
+            return {cell.key: self._state(cell, directories.get(cell.key[:KEY_DIGITS], {})) for cell in cells}
+
+    def _state(self, cell: Cell, directories: dict[int, Path]) -> CellState:
+        attempts, number = self._attempts(directories), 1 + max(directories, default=0)
+        return CellState(cell.support or _status(attempts), attempts, number)
+
+    def _attempts(self, directories: dict[int, Path]) -> tuple[Attempt, ...]:
+        """Oldest first. What has no cell.json never became an attempt; one that has ended is read once."""
+        found = []
+        for number, directory in sorted(directories.items()):
+            attempt = self._ended.get(directory.name) or _read_attempt(directory, number)
+            if attempt is not None:
+                found.append(attempt)
+                if attempt.result is not None:
+                    self._ended[attempt.name] = attempt
+        return tuple(found)
 
     def open_attempt(self, cell: Cell, number: int) -> Attempt:
         """A new attempt, which appears whole or not at all. number: the `next_number` of the cell's state.
@@ -291,19 +307,11 @@ def _read_driver(directory: Path) -> DriverName | None:
         return None
 
 
-def _attempts(directories: dict[int, Path]) -> tuple[Attempt, ...]:
-    """Oldest first. What has no cell.json never became an attempt."""
-    found = []
-    for number, directory in sorted(directories.items()):
-        if (directory / CELL).exists():
-            result = read_result(directory)
-            found.append(Attempt(directory, number, result, _read_driver(directory) if result is None else None))
-    return tuple(found)
-
-
-def _state(cell: Cell, directories: dict[int, Path]) -> CellState:
-    attempts, number = _attempts(directories), 1 + max(directories, default=0)
-    return CellState(cell.support or _status(attempts), attempts, number)
+def _read_attempt(directory: Path, number: int) -> Attempt | None:
+    if not (directory / CELL).exists():
+        return None
+    result = read_result(directory)
+    return Attempt(directory, number, result, _read_driver(directory) if result is None else None)
 
 
 def _status(attempts: tuple[Attempt, ...]) -> CellStatus:

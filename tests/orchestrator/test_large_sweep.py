@@ -2,7 +2,9 @@
 
 import io
 import re
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -13,13 +15,14 @@ from conf import register
 from conf.errors import ConfigError
 from conf.schema import ModelConf
 from orchestrator import resolve as resolving
+from orchestrator import storage as storing
 from orchestrator.cell import Cell, CellStatus
 from orchestrator.cost_model import assumed_node
 from orchestrator.listing import MAX_LINES, print_listing
 from orchestrator.models import resolve_model
 from orchestrator.plan import plan_cell, plan_cells, print_plan
 from orchestrator.resolve import resolve
-from orchestrator.storage import CellState
+from orchestrator.storage import CellState, Storage, end_attempt, read_result
 from orchestrator.sweep import NODES, Sweep, expand
 from orchestrator.views import MAX_NAMED, print_status
 
@@ -87,6 +90,21 @@ def test_a_model_that_is_refused_is_looked_at_once_too(monkeypatch: pytest.Monke
 def test_cells_that_share_an_estimate_have_the_one_of_their_own(cells: list[Cell]) -> None:
     every_seventh = cells[::7]
     assert plan_cells(every_seventh, NODE) == [plan_cell(cell, NODE) for cell in every_seventh]
+
+
+def test_an_attempt_that_has_ended_is_read_once_and_an_open_one_every_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cells: list[Cell]
+) -> None:
+    storage = Storage(tmp_path)
+    ended, still_open = (storage.open_attempt(cell, 1) for cell in cells[:2])
+    end_attempt(ended.directory, cells[0], CellStatus.SUCCEEDED, None)
+    read: list[Path] = []
+    monkeypatch.setattr(storing, "read_result", counted(read_result, read))
+    first, second = storage.states(cells), storage.states(cells)
+    assert first == second
+    assert Counter(read) == {ended.directory: 1, still_open.directory: 2}
+    end_attempt(still_open.directory, cells[1], CellStatus.CANCELLED, None)
+    assert storage.states(cells)[cells[1].key].status is CellStatus.CANCELLED
 
 
 # --- what is printed -------------------------------------------------------------------------------------------------
