@@ -13,7 +13,7 @@ setup_first := setup
 endif
 
 VERBS := sweep plan status resubmit report ui sync gc zoo
-.PHONY: help setup $(VERBS) test check lint bench gpu-test gpu-bench
+.PHONY: help setup $(VERBS) test check lint bench soak gpu-test gpu-bench
 
 help: ## these lines
 	@sed -n 's/^\([a-z][a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -54,6 +54,9 @@ check: lint test ## formatting, layers, types, tests: what continuous integratio
 
 bench: setup ## time what tests/bench holds, on the CPU
 	@for file in tests/bench/bench_*.py; do PYTHONPATH=. $(PYTHON) $$file $(ARGS) || exit; done
+
+soak: setup ## kill processes of real sweeps on a real cluster, an hour of it; ARGS='--rounds 5 --seed 1'
+	@OMP_NUM_THREADS=1 PYTHONPATH=. $(PYTHON) -m tests.soak $(ARGS)
 
 gpu-test: $(setup_first) ## the tests that need a GPU
 	@$(PYTEST) -m gpu $(ARGS)

@@ -5,8 +5,9 @@ The only module that imports hydra. `compose` returns typed nodes, `parse` reads
 
 import copy
 import dataclasses
-import difflib
 import functools
+import itertools
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from conf import schema as s
 from conf.errors import ConfigError
+from conf.wording import KEYS, SHORTHANDS, explain, nearest, why_unreadable
 
 ROOT = Path(__file__).parent
 
@@ -70,8 +72,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
 
 GROUPS = (*filter(None, SCHEMAS), "experiment")
 SLOTS = ("rotate", "scale", "incohere", "keep", "clip", "tune", "round")
-SHORTHANDS = {"bits": "scheme.bits", "group_size": "scheme.group_size"}
-KEYS = ("experiment", *SHORTHANDS, *(f.name for f in dataclasses.fields(s.RootConf)))
+MAX_AXIS_VALUES = 10_000
 
 
 def register() -> None:
@@ -127,37 +128,52 @@ def parse(overrides: Sequence[str]) -> list[Choice]:
 
     Raises ConfigError for what does not parse, for group options that do not exist, and for a key given twice.
     """
-    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     choices: dict[str, Choice] = {}
     for text in overrides:
-        try:
-            (override,) = parser.parse_overrides([text])
-        except (OverrideParseException, HydraException) as error:
-            raise ConfigError(
-                f"cannot read `{text}`: {_first_line(error)}\n"
-                "  write key=value; quote values that hold `=`, `,` or spaces: 'key=\"a=b\"'"
-            ) from error
-        choice = _choice(text, override)
+        choice = _choice(text, _read(text))
         if choice.key in choices:
             raise ConfigError(f"`{text}`: {choice.key} is given twice; several values are an axis: {choice.key}=a,b")
         choices[choice.key] = choice
     return list(choices.values())
 
 
+def _read(text: str) -> Override:
+    """One override in Hydra's grammar. Raises ConfigError."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # how Python shows bytes that are no text
+        raise ConfigError(f"cannot read {text!a}: not UTF-8; rename what it names")
+    try:
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        (override,) = parser.parse_overrides([text])
+    except (OverrideParseException, HydraException) as error:
+        raise ConfigError(f"cannot read `{text}`: {why_unreadable(text)}") from error
+    return override
+
+
 def _choice(text: str, override: Override) -> Choice:
     key = canonical_key(str(override.key_or_group) + (f"@{override.package}" if override.package else ""))
-    if override.is_delete() or override.is_add():
+    if override.is_delete() or override.is_add() or override.is_force_add():
         raise ConfigError(f"`{text}`: keys can be neither added nor deleted; write key=value for a key that exists")
     _check_key(text, key)
     if not override.is_sweep_override():
         value = override.get_value_element_as_str()
+        if value == "{}":
+            raise ConfigError(
+                f"`{text}`: an empty mapping changes nothing, because entries are added to those there are"
+            )
         check_option(key, value)
         return Choice(key, (value,))
     if not override.is_discrete_sweep():
         raise ConfigError(f"`{text}`: an interval has no list of values; write a comma list, range() or choice()")
-    values = tuple(v for v in dict.fromkeys(override.sweep_string_iterator()) if not v.endswith("_schema"))
+    try:
+        listed = list(itertools.islice(override.sweep_string_iterator(), MAX_AXIS_VALUES + 1))
+    except ValueError as error:  # a range with a step of 0
+        raise ConfigError(f"`{text}`: {error}") from error
+    if len(listed) > MAX_AXIS_VALUES:
+        raise ConfigError(f"`{text}`: more than {MAX_AXIS_VALUES} values")
+    values = tuple(v for v in dict.fromkeys(listed) if not v.endswith("_schema"))
     if not values:
-        raise ConfigError(f"`{text}`: matches nothing; valid: {', '.join(options(key))}")
+        valid = options(key)
+        raise ConfigError(f"`{text}`: matches nothing{'; valid: ' + ', '.join(valid) if valid else ''}")
     for value in values:
         check_option(key, value)
     return Choice(key, values)
@@ -171,6 +187,11 @@ def _check_key(text: str, key: str) -> None:
         raise ConfigError(f"`{text}`: an axis is given by its values: {key.removeprefix('axes.')}=a,b")
     if root in SLOTS and key != f"{root}@method.{root}":
         raise ConfigError(f"`{text}`: a slot belongs to a method; write {root}@method.{root}=<option>")
+    if key in (f"method.{slot}" for slot in SLOTS):
+        slot = key.removeprefix("method.")
+        raise ConfigError(f"`{text}`: a slot is given by its option; write {slot}@{key}=<one of conf/{slot}/>")
+    if key == "lane.published":
+        raise ConfigError(f"`{text}`: a lane is chosen by its name: lane={' or lane='.join(options('lane'))}")
     if "${" in text:
         raise ConfigError(f"`{text}`: references are not read on the command line; write the value itself")
 
@@ -180,8 +201,10 @@ def check_option(key: str, value: str) -> None:
     group = key.split("@")[0]
     names = options(group)
     if names and value.strip("'\"") not in names:
-        near = _nearest(value, names)
-        raise ConfigError(f"conf/{group}/ has no `{value}`{near}\n  valid: {', '.join(names)}")
+        written = value.replace("\\", "")  # Hydra's escapes
+        advice = "\n  a directory or hub id: model=hf model.repo=<it>" if group == "model" and "/" in written else ""
+        near = nearest(written, names)
+        raise ConfigError(f"conf/{group}/ has no `{written}`{near}\n  valid: {', '.join(names)}{advice}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +231,22 @@ def compose(overrides: Sequence[str]) -> Composed:
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
     assert isinstance(root, s.RootConf)
+    _refuse_infinite(root)
     return Composed(root, dict(choices))
+
+
+def _refuse_infinite(node: Any, key: str = "") -> None:
+    """NaN and infinity are floats, but there is no value that may be one of them."""
+    if isinstance(node, float) and not math.isfinite(node):
+        raise ConfigError(f"{key}={node}: a finite number is needed")
+    if dataclasses.is_dataclass(node):
+        node = vars(node)
+    if isinstance(node, dict):
+        for name, value in node.items():
+            _refuse_infinite(value, f"{key}.{name}".lstrip("."))
+    if isinstance(node, list):
+        for index, value in enumerate(node):
+            _refuse_infinite(value, f"{key}[{index}]")
 
 
 def _is_option(override: str) -> bool:
@@ -228,6 +266,10 @@ def _merged(options: tuple[str, ...]) -> tuple[DictConfig, dict[str, str]]:
         raise ConfigError(explain(error)) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"not YAML: {' '.join(str(error).split())}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{_not_utf8()}: not UTF-8 text ({error}); save it as UTF-8") from error
+    except ValueError as error:  # a defaults list that is none
+        raise ConfigError(f"in the files of {' '.join(options) or 'conf/config.yaml'}: {error}") from error
     choices = dict(config.hydra.runtime.choices)
     with open_dict(config):
         del config["hydra"]
@@ -235,9 +277,21 @@ def _merged(options: tuple[str, ...]) -> tuple[DictConfig, dict[str, str]]:
     return config, choices
 
 
+def _not_utf8() -> Path | str:
+    """The YAML file that is not UTF-8: Hydra's error does not say."""
+    for source in GlobalHydra.instance().config_loader().get_sources():
+        if source.scheme() == "file":
+            for path in sorted(Path(source.path).rglob("*.yaml")):
+                try:
+                    path.read_text(encoding="utf-8")
+                except UnicodeDecodeError:
+                    return path
+    return "conf/"
+
+
 def _fill_in(config: DictConfig, text: str) -> None:
     """Set one value. Raises ConfigError when there is no such key or the value is of another type."""
-    (override,) = OverridesParser.create().parse_overrides([text])
+    override = _read(text)
     key = override.key_or_group
     if key.startswith("model.shape.") and config.model.shape is None:
         # OmegaConf cannot fill in single keys of a node that is null, and dies of it
@@ -249,52 +303,3 @@ def _fill_in(config: DictConfig, text: str) -> None:
         OmegaConf.update(config, key, override.value(), merge=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"`{text}`: {explain(error)}") from error
-
-
-def explain(error: Exception) -> str:
-    """Hydra's and OmegaConf's errors in words: where, which key, what would have been valid."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OmegaConfBaseException):
-        cause = cause.__cause__ or cause.__context__
-    where = re.sub(r"^In '(.+?)': (\w+ raised while composing config:)?", r"conf/\1.yaml: ", _first_line(error)).strip()
-    if not isinstance(cause, OmegaConfBaseException):
-        return "\n  ".join([where, *_hints(error)])
-    parts = [where]
-    if cause.full_key and str(cause.full_key) not in where:
-        parts.append(f"at `{cause.full_key}`")
-    reason = _first_line(cause)
-    if reason not in where:
-        parts.append(reason)
-    if "missing mandatory value" in reason.lower():
-        parts.append(f"give it: {cause.full_key}=...")
-    elif cause.key is not None and dataclasses.is_dataclass(cause.object_type):
-        parts += _valid_keys(str(cause.key), cause.object_type)
-    return "\n  ".join(parts)
-
-
-def _valid_keys(key: str, node: Any) -> list[str]:
-    """What to write instead of a key that a node does not have."""
-    valid = KEYS if node is s.RootConf else [f.name for f in dataclasses.fields(node)]
-    if key in valid:
-        return []
-    return [f"valid keys: {', '.join(valid)}{_nearest(key, valid)}" if valid else f"{node.__name__} has no keys"]
-
-
-def _hints(error: Exception) -> list[str]:
-    """What Hydra itself proposes, else the keys there are."""
-    lines = str(error).splitlines()
-    proposed = [line.strip() for line in lines if "Did you mean" in line]
-    available = [line.strip() for line in lines if line.startswith("\t") and "=" not in line]
-    if available:
-        return [f"valid: {', '.join(name for name in available if not name.endswith('_schema'))}"]
-    return proposed or [f"valid keys: {', '.join(KEYS)}"]
-
-
-def _nearest(word: str, valid: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word.strip("'\""), valid, n=3, cutoff=0.4)
-    return f"; did you mean {' or '.join(near)}?" if near else ""
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

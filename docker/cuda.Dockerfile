@@ -1,13 +1,18 @@
-# The CUDA lane: driver or Ray worker. The driver library comes from the host's container toolkit; CUDA itself from the
+# The CUDA lane: driver and Ray node. The driver library comes from the host's container toolkit; CUDA itself from the
 # locked wheels. Build from the repository root: docker build -f docker/cuda.Dockerfile -t ptq-bench:cuda .
-FROM python:3.11-slim-bookworm
+FROM python:3.11.15-slim-bookworm
 
+# openssh-client and rsync are for Ray's cluster launcher, whose head looks after the other nodes.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends git make g++ libnuma1 util-linux \
-    && rm -rf /var/lib/apt/lists/*
+    && apt-get install --yes --no-install-recommends git make g++ libnuma1 util-linux openssh-client rsync \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --create-home ptqbench \
+    && install --directory --owner=ptqbench /opt/ptq-bench /srv/ptq-bench
+USER ptqbench
 WORKDIR /opt/ptq-bench
-COPY . .
+COPY --chown=ptqbench . .
 RUN PTQ_BENCH_LANE=cuda make setup
 ENV PATH=/opt/ptq-bench/.venv/bin:$PATH
-ENTRYPOINT ["ptqbench"]
-CMD ["--help"]
+# What all nodes share is mounted here; results/ appears where a sweep is started.
+WORKDIR /srv/ptq-bench
+CMD ["ptqbench", "--help"]

@@ -7,9 +7,12 @@ library alone: the comparison also serves locks/check.py, while an environment i
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from workers.files import unfit_reason
+from workers.secrets import secret_problems
 
 LANES = ("cpu", "cuda")
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -21,12 +24,13 @@ class Terms:
     """What a node must have.
 
     lanes: name of a lane -> its pins, one lane of which the node must have; empty where the node is the driver's own
-    environment. inputs: files and directories that the cells read, absolute.
+    environment. inputs: files and directories that the cells read, absolute. secrets: variable -> file, as configured.
     """
 
     storage: Path
     inputs: tuple[str, ...]
     lanes: dict[str, dict[str, str]]
+    secrets: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Survey:
     installed: dict[str, str | None]
     missing_inputs: tuple[str, ...]
     storage_error: str | None
+    secret_problems: tuple[str, ...] = ()
 
 
 def pins(text: str) -> dict[str, str]:
@@ -78,20 +83,23 @@ def survey(terms: Terms, node_id: str) -> Survey:
         installed=installed({name for pinned in terms.lanes.values() for name in pinned}),
         missing_inputs=tuple(path for path in terms.inputs if not Path(path).exists()),
         storage_error=_write_probe(terms, node_id),
+        secret_problems=tuple(secret_problems(terms.secrets)),
     )
 
 
 def _write_probe(terms: Terms, node_id: str) -> str | None:
+    path = _probe_path(terms, node_id)
     try:
-        _probe_path(terms, node_id).write_text(node_id, encoding="utf-8")
+        path.write_text(node_id, encoding="utf-8")
+        return unfit_reason(path.parent)
     except OSError as error:
         return str(error)
-    return None
 
 
 def refusals(terms: Terms, found: Survey, node_id: str) -> list[str]:
     """On the driver: why a node is refused, each with what to do next; empty when it is admitted."""
-    return [*_storage_refusal(terms, found, node_id), *_input_refusal(found), *_lock_refusal(terms, found)]
+    missing = [*_input_refusal(found), *found.secret_problems]
+    return [*_storage_refusal(terms, found, node_id), *missing, *_lock_refusal(terms, found)]
 
 
 def _storage_refusal(terms: Terms, found: Survey, node_id: str) -> list[str]:

@@ -72,27 +72,31 @@ class Cell:
 
 def plain(value: Any) -> Any:
     """Dataclasses to dicts tagged with their class name. Raises TypeError on anything that is not plain data."""
-    if type(value) in (str, int, bool, type(None)):  # most of what there is, and nothing to look into
+    if value is None or isinstance(value, (str, int)):  # bool is an int
         return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise TypeError(f"canonical JSON has no {value}")
+        return value
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"canonical JSON has text keys only: {sorted(map(repr, value))}")
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"kind": type(value).__name__, **fields}
-    if isinstance(value, dict):
-        if not all(isinstance(k, str) for k in value):
-            raise TypeError(f"canonical JSON has text keys only: {sorted(map(repr, value))}")
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise TypeError(f"canonical JSON has no {value}")
-        return value
     raise TypeError(f"canonical JSON cannot hold {type(value).__name__}: {value!r}")
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def canonical_json(value: Any) -> str:
     """Sorted keys, no spaces, ASCII: the same text for the same data on every machine."""
-    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return _ENCODER.encode(plain(value))
 
 
 def key_of(payload: Any) -> str:

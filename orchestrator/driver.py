@@ -1,9 +1,11 @@
 """The loop between schedule and scheduler: opens attempts, starts stages, writes what nobody else can write.
 
-Whoever opens, closes: attempts that a dead worker left open are ended here, and those of a dead driver when the next
-one takes the sweep over.
+Whoever opens, closes: attempts that a dead worker left open are ended here. A cell that another sweep's driver opens
+first is left to that one.
 """
 
+import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from orchestrator.events import (
     EvaluateEnded,
     Event,
     Job,
+    LeftToAnother,
     NodesChanged,
     QuantizeEnded,
     StartEvaluate,
@@ -26,11 +29,22 @@ from orchestrator.events import (
     StopHost,
     Tick,
 )
+from orchestrator.head import ClusterLostError
 from orchestrator.progress import SweepProgress
 from orchestrator.schedule import Schedule
 from orchestrator.scheduler import Scheduler
-from orchestrator.storage import Attempt, CellState, Storage, end_attempt, lost, read_result
+from orchestrator.storage import (
+    Attempt,
+    AttemptTaken,
+    CellState,
+    Storage,
+    end_attempt,
+    lost,
+    open_stage,
+    read_result,
+)
 from workers.api import EvaluateRequest, Failure, FailureKind, QuantizeRequest
+from workers.errors import PrerequisiteError
 
 POLL_SECONDS = 0.5
 NODES_SECONDS = 10.0
@@ -53,13 +67,17 @@ class Driver:
         self,
         cells: list[Cell],
         jobs: list[Job],
+        states: dict[str, CellState],
         storage: Storage,
         scheduler: Scheduler,
         progress: SweepProgress,
         cluster: ClusterConf,
         show: Callable[[], object] = lambda: None,
     ) -> None:
-        """show: called when attempts have ended, at most every SHOW_SECONDS; it may read the whole storage."""
+        """states: what was known when these cells were chosen; what another driver has opened since is left to it.
+
+        show: called when attempts have ended, at most every SHOW_SECONDS; it may read the whole storage.
+        """
         self._cells = {cell.key: cell for cell in cells}
         self._schedule = Schedule(jobs, idle_seconds=cluster.idle_seconds)
         self._storage = storage
@@ -68,26 +86,38 @@ class Driver:
         self._cluster = cluster
         self._show = show
         self._unshown = False
+        self._next_number = {key: state.next_number for key, state in states.items()}
         self._open: dict[str, Attempt] = {}
+        self._left: list[Cell] = []
         self._running: dict[str, _Running] = {}
         self._engines: dict[str, str] = {job.host_key: self._cells[job.key].engine.name for job in jobs}
 
-    def run(self) -> None:
-        """Return when every cell has ended; on interruption, close what is open as CANCELLED and raise."""
+    def run(self) -> list[Cell]:
+        """Return when every cell has ended: those left to another sweep. On interruption, close what is open and raise.
+
+        Raises PrerequisiteError when the storage or the cluster can no longer be used.
+        """
         try:
             self._loop()
-        except BaseException:
-            self._cancel()
+        except ClusterLostError as error:
+            self._end_open(CellStatus.FAILED, FailureKind.WORKER_LOST, str(error))
             raise
+        except BaseException:
+            message = "the sweep was interrupted; run it again to go on"
+            self._end_open(CellStatus.CANCELLED, FailureKind.CANCELLED, message)
+            raise
+        return self._left
 
     def _loop(self) -> None:
         seen = shown = 0.0
         events: list[Event] = [Tick(time.monotonic()), self._nodes_changed()]
         while True:
             for event in events:
-                self._before(event)
-                for action in self._schedule.handle(event):
-                    self._carry_out(action)
+                for action in self._schedule.handle(self._settled(event)):
+                    try:
+                        self._carry_out(action)
+                    except AttemptTaken:
+                        self._leave(action, events)
             if self._schedule.finished:
                 return
             if self._unshown and time.monotonic() - shown > SHOW_SECONDS:
@@ -99,6 +129,7 @@ class Driver:
                 time.sleep(POLL_SECONDS)
             if time.monotonic() - seen > NODES_SECONDS or any(_is_loss(end) for end in ends):
                 seen = time.monotonic()
+                self._storage.check()
                 events.insert(0, self._nodes_changed())
 
     def _nodes_changed(self) -> NodesChanged:
@@ -108,15 +139,30 @@ class Driver:
             self._progress.note(f"left out: {reason}")
         return event
 
-    def _before(self, event: Event) -> None:
-        """Write the result of an attempt whose worker did not live to write it."""
+    def _settled(self, event: Event) -> Event:
+        """An end as the attempt's result has it, which the driver writes where the worker did not live to.
+
+        A worker may have died, or passed its time limit, just after it had written its own.
+        """
         if not isinstance(event, QuantizeEnded | EvaluateEnded):
-            return
-        cell = self._cells[event.key]
+            return event
+        cell, failure = self._cells[event.key], event.failure
+        directory = self._open[event.key].directory
         del self._running[event.key]
-        if event.failure is not None:
-            end_attempt(self._open[event.key].directory, cell, CellStatus.FAILED, event.failure)
         self._progress.paused(cell)
+        if failure is None and isinstance(event, EvaluateEnded):
+            failure = lost("evaluate", "the worker ended without a result")
+        if failure is not None:
+            failure = end_attempt(directory, cell, CellStatus.FAILED, failure).failure
+        return dataclasses.replace(event, failure=failure)
+
+    def _leave(self, action: Action, events: list[Event]) -> None:
+        """Another sweep has the cell of this action; a start is answered, so that the schedule forgets it."""
+        assert isinstance(action, StartQuantize | StartEvaluate | AttemptEnded)
+        self._left.append(self._cells[action.key])
+        self._progress.left_to_another(self._cells[action.key])
+        if not isinstance(action, AttemptEnded):
+            events.append(LeftToAnother(action.key))
 
     def _carry_out(self, action: Action) -> None:
         match action:
@@ -127,8 +173,9 @@ class Driver:
             case StartHost(host_id, host_key, placement, node_id):
                 self._scheduler.start_host(host_id, self._engines[host_key], placement, node_id)
             case StartEvaluate(key, host_id):
+                evaluation = self._evaluate_request(self._cells[key])
                 self._started(key, host_id, self._cluster.evaluate_timeout_seconds)
-                self._scheduler.start_evaluate(key, self._evaluate_request(self._cells[key]), host_id)
+                self._scheduler.start_evaluate(key, evaluation, host_id)
             case StopHost(host_id):
                 self._scheduler.stop_host(host_id)
             case AttemptEnded(key, failure, final):
@@ -162,8 +209,11 @@ class Driver:
         return events
 
     def _attempt_ended(self, cell: Cell, failure: Failure, *, final: bool) -> None:
-        attempt = self._open.pop(cell.key, None) or self._storage.open_attempt(cell)
+        attempt = self._open.pop(cell.key, None) or self._new_attempt(cell)
         end_attempt(attempt.directory, cell, CellStatus.FAILED, failure)
+        if not final:  # open while it waits, so that after a driver's death the failure before is not the last word
+            with contextlib.suppress(AttemptTaken):  # its start will find that out too
+                self._attempt(cell)
         self._progress.failed(cell, failure, final=final)
         self._unshown = True
 
@@ -176,8 +226,14 @@ class Driver:
 
     def _attempt(self, cell: Cell) -> Attempt:
         if cell.key not in self._open:
-            self._open[cell.key] = self._storage.open_attempt(cell)
+            self._open[cell.key] = self._new_attempt(cell)
         return self._open[cell.key]
+
+    def _new_attempt(self, cell: Cell) -> Attempt:
+        """Raises AttemptTaken when another driver has opened one first."""
+        attempt = self._storage.open_attempt(cell, self._next_number[cell.key])
+        self._next_number[cell.key] += 1
+        return attempt
 
     def _quantize_request(self, cell: Cell) -> QuantizeRequest:
         return QuantizeRequest(
@@ -192,6 +248,7 @@ class Driver:
             numerics=cell.config.numerics,
             storage=str(self._storage.root),
             attempt_directory=str(self._attempt(cell).directory),
+            secrets=self._cluster.secrets,
         )
 
     def _evaluate_request(self, cell: Cell) -> EvaluateRequest:
@@ -205,27 +262,16 @@ class Driver:
             dtype=cell.engine.dtype,
             storage=str(self._storage.root),
             attempt_directory=str(self._attempt(cell).directory),
+            secrets=self._cluster.secrets,
         )
 
-    def _cancel(self) -> None:
+    def _end_open(self, status: CellStatus, kind: FailureKind, message: str) -> None:
         for key, attempt in self._open.items():
-            stage = "evaluate" if (attempt.directory / "quantize.json").exists() else "quantize"
-            failure = Failure(stage, FailureKind.CANCELLED, "the sweep was interrupted; run it again to go on")
-            end_attempt(attempt.directory, self._cells[key], CellStatus.CANCELLED, failure)
+            failure = Failure(open_stage(attempt.directory), kind, message)
+            with contextlib.suppress(PrerequisiteError):  # on a storage that is gone or full; the next driver ends it
+                end_attempt(attempt.directory, self._cells[key], status, failure)
 
 
 def _is_loss(end: End) -> bool:
     """Perhaps its node is gone: better to know before anything is started there again."""
     return end.failure is not None and end.failure.kind is FailureKind.WORKER_LOST
-
-
-def close_abandoned(cells: list[Cell], states: dict[str, CellState]) -> int:
-    """End attempts that a dead driver left open, as WORKER_LOST. Returns how many there were."""
-    count = 0
-    for cell in cells:
-        last = states[cell.key].last
-        if last is not None and last.result is None:
-            message = "the driver of this attempt went down before it ended"
-            end_attempt(last.directory, cell, CellStatus.FAILED, lost("quantize", message))
-            count += 1
-    return count

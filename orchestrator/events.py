@@ -79,8 +79,15 @@ class Tick:
     now: float
 
 
+@dataclass(frozen=True)
+class LeftToAnother:
+    """In place of an end: the stage was not started, because another sweep has taken the cell."""
+
+    key: str
+
+
 End = QuantizeEnded | EvaluateEnded
-Event = NodesChanged | End | Tick
+Event = NodesChanged | End | Tick | LeftToAnother
 
 
 # --- actions ---------------------------------------------------------------------------------------------------------
@@ -88,7 +95,7 @@ Event = NodesChanged | End | Tick
 
 @dataclass(frozen=True)
 class StartQuantize:
-    """Run the quantize stage of a cell; answered by one QuantizeEnded."""
+    """Run the quantize stage of a cell; answered by one QuantizeEnded, or by LeftToAnother."""
 
     key: str
     placement: Placement
@@ -107,7 +114,7 @@ class StartHost:
 
 @dataclass(frozen=True)
 class StartEvaluate:
-    """Score a cell on a host; answered by one EvaluateEnded."""
+    """Score a cell on a host; answered by one EvaluateEnded, or by LeftToAnother."""
 
     key: str
     host_id: str

@@ -47,7 +47,7 @@ def place(cell: Cell, nodes: list[NodeConf]) -> tuple[Placement | NoPlacement, P
             config.scheme,
             cell.engine.weight_format,
             config.suite,
-            cell.engine.name,
+            cell.engine.name or "vllm",  # none is chosen for a cell that cannot run; it is planned all the same
         ),
     )
 

@@ -8,10 +8,12 @@ from typing import Any
 
 from conf.errors import ConfigError
 from conf.schema import ModelConf, ShapeConf
+from orchestrator.engine_choice import DTYPES, require
+from orchestrator.paths import local_path
+from orchestrator.shapes import ARCHITECTURES
 from workers.api import ModelRef
 from workers.errors import PrerequisiteError
 from workers.hub import HUB_ERRORS
-from workers.zoo import zoo_path
 
 NO_SIZES = ("torch_dtype", "tie_word_embeddings")
 MAY_BE_ZERO = ("first_dense_layers", "extra_parameters")
@@ -41,37 +43,66 @@ def resolve_model(conf: ModelConf, *, online: bool) -> ResolvedModel:
     return _resolve_hub(conf, online=online)
 
 
+def tokenizer_file(model: ModelRef) -> Path | None:
+    """The tokenizer.json with which tokens can be counted before a cell starts, where this machine has one."""
+    source = model.tokenizer or model.directory
+    file = Path(source) / "tokenizer.json" if source else None
+    return file if file is not None and file.is_file() else None
+
+
 def _local_directory(conf: ModelConf) -> Path | None:
-    if conf.repo.startswith("zoo:"):
-        try:
-            return zoo_path(conf.repo.removeprefix("zoo:"))
-        except ValueError as error:
-            raise ConfigError(f"model.repo={conf.repo}: {error}") from error
-    path = Path(conf.repo).expanduser()
+    path = local_path("model.repo", conf.repo)
     if path.is_dir():
         return path.resolve()
-    if path.is_absolute() or conf.repo.startswith((".", "~")) or conf.repo.count("/") != 1:
+    if path.exists():
+        raise ConfigError(f"model.repo={conf.repo}: a file; give the model's directory")
+    if not _is_hub_id(conf.repo):
         raise ConfigError(
             f"model.repo={conf.repo}: no such directory, and not a hub id of the form organisation/name either"
         )
     return None
 
 
-def _resolve_directory(conf: ModelConf, directory: Path) -> ResolvedModel:
-    config = _read_config(directory)
-    _refuse_pickles(directory)
-    if conf.tokenizer is None and not any((directory / name).exists() for name in TOKENIZER_FILES):
+def _is_hub_id(written: str) -> bool:
+    return written.count("/") == 1 and not written.startswith(("/", ".", "~"))
+
+
+def _tokenizer(conf: ModelConf) -> str | None:
+    """What the model's tokenizer is loaded from, a directory as an absolute path; null: from beside its weights."""
+    if conf.tokenizer is None:
+        return None
+    path = local_path("model.tokenizer", conf.tokenizer)
+    if path.is_dir():
+        _require_tokenizer(path)
+        return str(path.resolve())
+    if not _is_hub_id(conf.tokenizer):
         raise ConfigError(
-            f"{directory}: no {' or '.join(TOKENIZER_FILES)}; save the model's tokenizer beside it, or name one: "
+            f"model.tokenizer={conf.tokenizer}: no such directory, and no hub id of the form organisation/name either"
+        )
+    return conf.tokenizer
+
+
+def _require_tokenizer(directory: Path) -> None:
+    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
+        raise ConfigError(
+            f"{directory}: no {' or '.join(TOKENIZER_FILES)}; save the model's tokenizer there, or name another one: "
             "model.tokenizer=<hub id or directory>"
         )
+
+
+def _resolve_directory(conf: ModelConf, directory: Path) -> ResolvedModel:
+    config = _read_config(directory)
+    _refuse_quantized(config, directory)
+    _require_safetensors(directory)
+    if conf.tokenizer is None:
+        _require_tokenizer(directory)
     ref = ModelRef(
         name=_name(conf, directory.name),
         repo=conf.repo,
-        architecture=conf.architecture or str(config.get("model_type", "unknown")),
-        fingerprint=content_hash(directory),
+        architecture=_architecture(conf, config, directory),
+        fingerprint=_content_hash(directory),
         directory=str(directory),
-        tokenizer=conf.tokenizer,
+        tokenizer=_tokenizer(conf),
         trust_remote_code=conf.trust_remote_code,
     )
     return ResolvedModel(ref, conf.shape or shape_from_config(config, directory), revision_known=True)
@@ -82,6 +113,8 @@ def _resolve_hub(conf: ModelConf, *, online: bool) -> ResolvedModel:
     config: dict[str, Any] | None = None
     if online:
         revision, config = _ask_hub(conf)
+    if config is not None:
+        _refuse_quantized(config, Path(conf.repo))
     shape = conf.shape or (shape_from_config(config, Path(conf.repo)) if config else None)
     if shape is None:
         raise ConfigError(
@@ -91,10 +124,10 @@ def _resolve_hub(conf: ModelConf, *, online: bool) -> ResolvedModel:
     ref = ModelRef(
         name=_name(conf, conf.repo.split("/")[-1]),
         repo=conf.repo,
-        architecture=conf.architecture or str((config or {}).get("model_type", "unknown")),
+        architecture=_architecture(conf, config, Path(conf.repo)) if config else conf.architecture or "unknown",
         fingerprint=f"{conf.repo}@{revision or 'unresolved'}",
         revision=revision,
-        tokenizer=conf.tokenizer,
+        tokenizer=_tokenizer(conf),
         trust_remote_code=conf.trust_remote_code,
     )
     return ResolvedModel(ref, shape, revision_known=online)
@@ -143,6 +176,8 @@ def _read_config(directory: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"{directory}: no config.json; a Hugging Face model directory is needed") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ConfigError(f"{path}: not JSON ({error})") from error
     if not isinstance(config, dict):
@@ -150,8 +185,33 @@ def _read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def _refuse_pickles(directory: Path) -> None:
-    if any(directory.glob("*.safetensors")):
+def _architecture(conf: ModelConf, config: dict[str, Any], where: Path) -> str:
+    """Which table of linears a model has. Raises ConfigError when its config.json names none and the user neither."""
+    if conf.architecture is not None:
+        require("model.architecture", conf.architecture, tuple(ARCHITECTURES))
+        return conf.architecture
+    name = config.get("model_type")
+    if not (isinstance(name, str) and name in ARCHITECTURES):
+        raise ConfigError(
+            f"{where}/config.json: model_type={json.dumps(name)} is none of {', '.join(ARCHITECTURES)}; for a model "
+            "that is built like one of them: model.architecture=<name>"
+        )
+    return name
+
+
+def _refuse_quantized(config: dict[str, Any], where: Path) -> None:
+    quantization = config.get("quantization_config")
+    if quantization is None:
+        return
+    method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
+    raise ConfigError(
+        f"{where}/config.json: already quantized (quantization_config, quant_method {method}); give the 16-bit "
+        "checkpoint it was made from"
+    )
+
+
+def _require_safetensors(directory: Path) -> None:
+    if any(path.is_file() for path in directory.glob("*.safetensors")):
         return
     if any(directory.glob("*.bin")) or any(directory.glob("*.pt*")):
         raise ConfigError(
@@ -159,20 +219,25 @@ def _refuse_pickles(directory: Path) -> None:
             f"  python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{directory}', "
             f"use_safetensors=False).save_pretrained('{directory}-safetensors')\""
         )
-    raise ConfigError(f"{directory}: no .safetensors file")
+    foreign = sorted(path.name for path in directory.glob("*.gguf"))
+    there = f"; {foreign[0]} is quantized already, give the 16-bit checkpoint it was made from" if foreign else ""
+    raise ConfigError(f"{directory}: no .safetensors file{there}")
 
 
 def shape_from_config(config: dict[str, Any], where: Path) -> ShapeConf:
     """Sizes out of a config.json. Raises ConfigError naming a size that is missing or no size."""
     names = {f.name for f in dataclasses.fields(ShapeConf)}
     known = {k: v for k, v in config.items() if k in names and v is not None}
-    known["torch_dtype"] = str(config.get("torch_dtype") or config.get("dtype") or "float32")
+    dtype = config.get("torch_dtype") or config.get("dtype") or "float32"
+    if dtype not in DTYPES:
+        raise ConfigError(f"{where}/config.json: dtype {json.dumps(dtype)} is none of {', '.join(DTYPES)}")
+    known["torch_dtype"] = dtype
     for required in ("hidden_size", "num_hidden_layers", "vocab_size"):
         if required not in known:
             raise ConfigError(f"{where}/config.json: no `{required}`")
     known.setdefault("max_position_embeddings", 2048)
     shape = ShapeConf(**known)
-    if problem := size_problem(shape):
+    if problem := size_problem(shape) or _heads_problem(shape):
         raise ConfigError(f"{where}/config.json: {problem}")
     heads = shape.num_attention_heads
     if heads is None:
@@ -192,6 +257,25 @@ def size_problem(shape: ShapeConf) -> str | None:
         if field.name not in NO_SIZES and value is not None and not (is_size and value >= least):
             return f"{field.name}={value!r} is not a whole number of at least {least}"
     return None
+
+
+def _heads_problem(shape: ShapeConf) -> str | None:
+    """Why heads do not divide what they are made of, or null."""
+    heads, groups = shape.num_attention_heads, shape.num_key_value_heads
+    if not isinstance(shape.tie_word_embeddings, bool):
+        return f"tie_word_embeddings={shape.tie_word_embeddings!r} is neither true nor false"
+    if heads is not None and shape.head_dim is None and shape.hidden_size % heads:
+        return f"num_attention_heads={heads} does not divide hidden_size={shape.hidden_size}, and there is no head_dim"
+    if heads is not None and groups is not None and heads % groups:
+        return f"num_key_value_heads={groups} does not divide num_attention_heads={heads}"
+    return None
+
+
+def _content_hash(directory: Path) -> str:
+    try:
+        return content_hash(directory)
+    except OSError as error:
+        raise ConfigError(f"{error.filename or directory}: cannot be read ({error.strerror})") from error
 
 
 def content_hash(directory: Path) -> str:

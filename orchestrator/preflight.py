@@ -1,22 +1,21 @@
 """What must be there before anything is spent: checked once, every problem named with the command that fixes it."""
 
-import shutil
 from pathlib import Path
 
 import kernels
+from conf.schema import TrackingConf
 from orchestrator.cell import Cell
-from orchestrator.memory_model import disk
+from orchestrator.disk_needs import artifacts, shortages, still_to_write
+from orchestrator.results import results_root
 from orchestrator.scheduler import Scheduler
 from orchestrator.shipping import PROJECT, inputs
 from orchestrator.storage import Storage
 from workers.errors import PrerequisiteError
 
-GIB = 2**30
 
-
-def preflight(cells: list[Cell], storage: Storage, scheduler: Scheduler) -> None:
+def preflight(cells: list[Cell], storage: Storage, scheduler: Scheduler, tracking: TrackingConf) -> None:
     """Raise PrerequisiteError with all problems found."""
-    problems = [*_import_problems(), *_engine_problems(cells), *_disk_problems(cells, storage)]
+    problems = [*_import_problems(), *_engine_problems(cells), *_disk_problems(cells, storage, scheduler, tracking)]
     problems += scheduler.admit(storage.root, inputs(cells))
     if problems:
         raise PrerequisiteError("\n  ".join(problems))
@@ -36,20 +35,15 @@ def _engine_problems(cells: list[Cell]) -> list[str]:
     return [f"{name} is not installed; install what the lock lists: make setup" for name in missing]
 
 
-def _disk_problems(cells: list[Cell], storage: Storage) -> list[str]:
-    """Room for every checkpoint still to be made, and for the largest temporary copy beside them."""
-    kept, temporary = 0, 0
-    for cell in {c.quantize_key: c for c in cells}.values():
-        if storage.has_checkpoint(cell.quantize_key):
-            continue
-        space = disk(
-            cell.model.architecture, cell.shape, cell.config.scheme, cell.engine.weight_format, cell.config.calibration
-        )
-        kept, temporary = kept + space.kept, max(temporary, space.temporary)
-    free = shutil.disk_usage(storage.root).free
-    if kept + temporary <= free:
-        return []
+def _disk_problems(cells: list[Cell], storage: Storage, scheduler: Scheduler, tracking: TrackingConf) -> list[str]:
+    """Room for every checkpoint still to be made, for the temporary copies beside them, and for MLflow's artifacts."""
+    made = {key for cell in cells if storage.has_checkpoint(key := cell.quantize_key)}
+    space = still_to_write(cells, made, sum(max(1, int(node.num_gpus)) for node in scheduler.nodes()))
+    needs = {storage.root: space.kept + space.temporary}
+    if tracking.uri is None:
+        needs[results_root()] = artifacts(cells, upload_checkpoints=tracking.upload_checkpoints)
     return [
-        f"{storage.root} has {free / GIB:.1f} GiB free, the sweep needs about {(kept + temporary) / GIB:.1f}; remove "
-        "checkpoints no sweep needs (ptqbench gc --yes), or give a larger disk: cluster.storage=<directory>"
+        f"{shortage}; remove checkpoints no sweep needs (ptqbench gc --yes), or give a larger disk: "
+        "cluster.storage=<directory>"
+        for shortage in shortages(needs)
     ]

@@ -5,6 +5,7 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from orchestrator.cell import Cell
 from workers.api import Failure
@@ -29,6 +30,7 @@ class SweepProgress:
         self._started = time.monotonic()
         self._running: dict[str, str] = {}
         self._num_failed = 0
+        self._num_retries = 0
         self._num_done = 0
         self._num_cells = num_cells
         self._estimate = seconds_estimated
@@ -55,7 +57,12 @@ class SweepProgress:
     def succeeded(self, cell: Cell, summary: str) -> None:
         """A cell is done."""
         self._end(cell)
-        self._console.print(f"[green]done[/]    {cell.label}  [dim]{summary}[/]", highlight=False)
+        self._say("done", "green", cell, (summary, "dim"))
+
+    def left_to_another(self, cell: Cell) -> None:
+        """Another sweep has the cell."""
+        self._end(cell)
+        self._say("left", "cyan", cell, ("another sweep has it", "dim"))
 
     def failed(self, cell: Cell, failure: Failure, *, final: bool) -> None:
         """An attempt failed; with final, the cell."""
@@ -63,14 +70,19 @@ class SweepProgress:
             self._num_failed += 1
             self._end(cell)
         else:
+            self._num_retries += 1
             self.paused(cell)
-        word = "[red]FAILED[/] " if final else "[yellow]retry[/]  "
-        self._console.print(f"{word} {cell.label}  {failure.kind}: ", end="", highlight=False)
-        self._console.print(failure.message, markup=False, highlight=False)
+        word, colour = ("FAILED", "red") if final else ("retry", "yellow")
+        first_line = failure.message.partition("\n")[0]
+        self._say(word, colour, cell, (f"{failure.kind} in {failure.stage}: {first_line}", ""))
 
     def note(self, text: str) -> None:
         """Something about the cluster rather than a cell."""
         self._console.print(text, style="yellow", markup=False, highlight=False)
+
+    def _say(self, word: str, colour: str, cell: Cell, rest: tuple[str, str]) -> None:
+        """A line that stays, in one print: the live line is drawn again after each. rest: text and style."""
+        self._console.print(Text.assemble((f"{word:<8}", colour), f"{cell.label}  ", rest))
 
     def _end(self, cell: Cell) -> None:
         self._running.pop(cell.key, None)
@@ -80,6 +92,8 @@ class SweepProgress:
 
     def _refresh(self) -> None:
         parts = [f"{len(self._running)} running", f"{self._num_failed} failed", f"ETA {self._eta()}"]
+        if self._num_retries:
+            parts.insert(2, f"{self._num_retries} retried")
         if self._running:
             parts.append(", ".join(list(self._running.values())[:2]))
         self._progress.update(self._task, description="  ".join(parts))

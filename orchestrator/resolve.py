@@ -7,26 +7,41 @@ import functools
 import hashlib
 import importlib.metadata
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from conf.errors import ConfigError
-from conf.schema import CellConf, ClusterConf, FloatScheme, ModelConf, NodeConf, ShapeConf, SuiteConf, UniformScheme
+from conf.schema import (
+    CalibrationConf,
+    CellConf,
+    ClusterConf,
+    FloatScheme,
+    NodeConf,
+    NumericsConf,
+    ShapeConf,
+    SuiteConf,
+    UniformScheme,
+)
 from orchestrator import cell as identity
 from orchestrator.cell import Cell, CellStatus, Engine
 from orchestrator.cluster import device
 from orchestrator.engine_choice import DTYPES, ENGINES, choose_engine, require
-from orchestrator.models import ResolvedModel, resolve_model
+from orchestrator.models import ResolvedModel, resolve_model, tokenizer_file
+from orchestrator.paths import local_path
 from orchestrator.shapes import group_size_problem, head_dim
 from orchestrator.support import illegal, support
 from orchestrator.sweep import Point, Sweep
 from orchestrator.texts import check_calibration, check_suite, resolve_text
 from workers.api import TextRef
+from workers.datasets import Split
 from workers.methods.accounting import SCALE_BITS
 from workers.secrets import load_secrets
-from workers.zoo import zoo_path
 
 MAX_PROBLEMS_SHOWN = 20
+MAX_SEED = 2**32 - 1  # what every generator of random numbers takes
+T = TypeVar("T")
 
 
 def resolve(sweep: Sweep, nodes: list[NodeConf], *, online: bool) -> list[Cell]:
@@ -71,22 +86,47 @@ class _Problems(ConfigError):
         self.problems = problems
 
 
+class _Once:
+    """Remembers results and refusals by key: what many cells share is looked at once, right or wrong."""
+
+    def __init__(self) -> None:
+        self._results: dict[object, Any] = {}
+        self._refusals: dict[object, ConfigError] = {}
+
+    def __call__(self, key: object, function: Callable[[], T]) -> T:
+        if key in self._refusals:
+            raise self._refusals[key].with_traceback(None)
+        if key not in self._results:
+            try:
+                self._results[key] = function()
+            except ConfigError as error:
+                self._refusals[key] = error
+                raise
+        result: T = self._results[key]
+        return result
+
+
 class _Resolver:
-    """Remembers what was resolved: models and texts are shared by many cells, and hashing them takes time."""
+    """Points to cells. Models and texts are shared by many, and hashing them takes time.
+
+    The points of a sweep share equal nodes, so a node is known by its id; so are the nodes of the cells.
+    """
 
     def __init__(self, nodes: list[NodeConf], online: bool) -> None:
         self._nodes = nodes
         self._online = online
-        self._models: dict[str, ResolvedModel] = {}
-        self._text = functools.cache(lambda source, path, split: resolve_text(source, path, split=split, online=online))
-        self._checked: set[str] = set()
+        self._once = _Once()
 
     def cell(self, point: Point) -> Cell:
-        model = self._model(point.config.model)
+        conf = point.config.model
+        model = self._once(("model", id(conf)), lambda: resolve_model(conf, online=self._online))
         _check_values(point.config, model.shape)
-        config, notes = _effective(point.config, model, device(self._nodes, point.config.numerics.device))
+        effective = self._effective_nodes(point.config, model)
+        config = replace(
+            point.config, calibration=effective.calibration, suite=effective.suite, numerics=effective.numerics
+        )
         calibration = self._text(config.calibration.source, config.calibration.path, "train")
-        texts = self._texts(config.suite)
+        texts = self._once(("texts", id(config.suite)), lambda: self._texts(config.suite))
         status, reason = support(config, model.ref.architecture)
         if status is None:
             self._check(config, model, calibration, texts)
@@ -107,13 +147,17 @@ class _Resolver:
             label=identity.label(config, model.ref, point.assignment),
             support=status,
             support_reason=reason,
-            notes=notes,
+            notes=effective.notes,
         )
 
-    def _model(self, conf: ModelConf) -> ResolvedModel:
-        if repr(conf) not in self._models:
-            self._models[repr(conf)] = resolve_model(conf, online=self._online)
-        return self._models[repr(conf)]
+    def _effective_nodes(self, config: CellConf, model: ResolvedModel) -> "_Effective":
+        key = ("effective", model.ref, id(config.calibration), id(config.suite), id(config.numerics))
+        device_name = device(self._nodes, config.numerics.device)
+        return self._once(key, lambda: _effective(config, model, device_name))
+
+    def _text(self, source: str, path: str | None, split: Split) -> TextRef:
+        key = ("text", source, path, split)
+        return self._once(key, lambda: resolve_text(source, path, split=split, online=self._online))
 
     def _texts(self, suite: SuiteConf) -> dict[str, TextRef]:
         texts = {task: self._text(text.source, text.path, "test") for task, text in suite.perplexity.items()}
@@ -124,24 +168,27 @@ class _Resolver:
 
     def _check(self, config: CellConf, model: ResolvedModel, calibration: TextRef, texts: dict[str, TextRef]) -> None:
         problems = illegal(config)
-        if not isinstance(config.scheme, FloatScheme):
+        if not isinstance(config.scheme, FloatScheme) and (config.scheme.group_size or 0) > 0:
             problem = group_size_problem(model.ref.architecture, model.shape, config.scheme.group_size)
             problems += [problem] if problem else []
         if problems:
             raise _Problems([f"{model.ref.name} {config.method.name}: {p}" for p in problems])
-        checked = repr((model.ref, config.calibration, config.suite))
-        if checked in self._checked:
-            return
-        tokenizer = Path(model.ref.directory) / "tokenizer.json" if model.ref.directory else None
-        tokenizer = tokenizer if tokenizer and tokenizer.exists() else None
-        check_calibration(config.calibration, calibration, tokenizer)
-        check_suite(config.suite, {k: v for k, v in texts.items() if k != "tasks"}, tokenizer)
+        key = ("data", model.ref, id(config.calibration), id(config.suite))
+        self._once(key, lambda: self._check_data(config, model, calibration, texts))
+
+    def _check_data(
+        self, config: CellConf, model: ResolvedModel, calibration: TextRef, texts: dict[str, TextRef]
+    ) -> None:
+        """Texts fill their windows, tasks exist."""
+        tokenizer = tokenizer_file(model.ref)
+        own_texts = {name: text for name, text in texts.items() if name != "tasks"}
+        check_calibration(config.calibration, calibration, tokenizer, model.shape.vocab_size)
+        check_suite(config.suite, own_texts, tokenizer, model.shape.vocab_size)
         if self._online and config.suite.tasks:
             from workers.harness import check_tasks  # seconds, where a task is one of the harness's thousands
 
             own = texts["tasks"].location if "tasks" in texts else None
             check_tasks(config.suite.tasks, Path(own) if own else None)
-        self._checked.add(checked)
 
 
 def _check_values(config: CellConf, shape: ShapeConf) -> None:
@@ -153,15 +200,27 @@ def _check_values(config: CellConf, shape: ShapeConf) -> None:
     require("model.shape.torch_dtype", shape.torch_dtype, DTYPES)
     if isinstance(config.scheme, UniformScheme):
         require("scheme.scale_dtype", config.scheme.scale_dtype, tuple(SCALE_BITS))
-    if config.seed < 0:
-        raise ConfigError(f"seed={config.seed}: at least 0")
+    if not 0 <= config.seed <= MAX_SEED:
+        raise ConfigError(f"seed={config.seed}: 0 to {MAX_SEED}")
     if config.suite.limit is not None and config.suite.limit < 1:
         raise ConfigError(f"suite.limit={config.suite.limit}: at least 1, or null for all examples")
+    if not all(isinstance(task, str) and task.strip() for task in config.suite.tasks):
+        raise ConfigError(f"suite.tasks={config.suite.tasks}: names of tasks are needed: [piqa, arc_easy]")
     if not config.suite.perplexity and not config.suite.tasks:
         raise ConfigError(f"suite={config.suite.name} scores nothing: give it texts (perplexity) or tasks")
 
 
-def _effective(config: CellConf, model: ResolvedModel, device_name: str) -> tuple[CellConf, tuple[str, ...]]:
+@dataclass(frozen=True)
+class _Effective:
+    """Nodes as they will be used, and what a user should know of the difference."""
+
+    calibration: CalibrationConf
+    suite: SuiteConf
+    numerics: NumericsConf
+    notes: tuple[str, ...]
+
+
+def _effective(config: CellConf, model: ResolvedModel, device_name: str) -> _Effective:
     """Windows no longer than the model's context, and said so; the device the numbers will come from."""
     context = model.shape.max_position_embeddings
     notes = []
@@ -174,8 +233,7 @@ def _effective(config: CellConf, model: ResolvedModel, device_name: str) -> tupl
     if suite.sequence_length > context:
         notes.append(f"suite.sequence_length {suite.sequence_length} -> {context}, {model.ref.name}'s context")
         suite = replace(suite, sequence_length=context)
-    numerics = replace(config.numerics, device=device_name)
-    return replace(config, calibration=calibration, suite=suite, numerics=numerics), tuple(notes)
+    return _Effective(calibration, suite, replace(config.numerics, device=device_name), tuple(notes))
 
 
 def _engine(config: CellConf, model: ResolvedModel, status: CellStatus | None) -> Engine:
@@ -207,9 +265,10 @@ def _version(engine: str) -> str:
 
 
 def _task_directory(path: str) -> Path:
-    directory = zoo_path(path.removeprefix("zoo:")) if path.startswith("zoo:") else Path(path).expanduser().absolute()
+    directory = local_path("suite.task_path", path)
     if not directory.is_dir():
-        raise ConfigError(f"suite.task_path={path}: no such directory")
+        problem = "a file; give the directory it lies in" if directory.exists() else "no such directory"
+        raise ConfigError(f"suite.task_path={path}: {problem}")
     return directory
 
 

@@ -1,27 +1,53 @@
 """results/<sweep>/: what a sweep was asked for, its table and its report."""
 
+import contextlib
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
 from conf.errors import ConfigError
-from orchestrator.sweep import RESERVED_NAMES
+from orchestrator.execution import RESERVED_NAMES
+from orchestrator.io_errors import explained
+from orchestrator.storage import Storage, storage_id
+from orchestrator.sweep import Sweep
 from workers.api import from_json, to_json
-from workers.files import replace
+from workers.errors import PrerequisiteError
+from workers.files import create, replace
 
 DEFAULT_SWEEP = "mini"
 
 
 @dataclass(frozen=True)
 class SweepRecord:
-    """How a sweep was started last. overrides: the command line; quantize_keys: checkpoints it needs."""
+    """How a sweep was started last. overrides: the command line; quantize_keys: checkpoints it needs.
+
+    storage, storage_id: where it ran, and what told that storage from others.
+    """
 
     overrides: list[str]
     quantize_keys: list[str]
+    storage: str = ""
+    storage_id: str = ""
 
 
 def results_root() -> Path:
     """Where all results lie: under the current directory."""
     return Path("results").absolute()
+
+
+def results_id() -> str:
+    """What tells this results/ directory from others that share a storage; made when first asked for."""
+    path = results_root() / ".id"
+    with writable(results_root()):
+        if not path.exists():
+            results_root().mkdir(parents=True, exist_ok=True)
+            create(path, uuid.uuid4().hex)
+        return path.read_text(encoding="utf-8")
+
+
+def writable(directory: Path) -> contextlib.AbstractContextManager[None]:
+    """Raise PrerequisiteError where something cannot be read or written under results/."""
+    return explained(f"results {directory}", "put right what lies there, or run from another directory")
 
 
 def sweep_directory(name: str) -> Path:
@@ -32,8 +58,26 @@ def sweep_directory(name: str) -> Path:
 def write_record(name: str, record: SweepRecord) -> None:
     """Remember how a sweep was started."""
     directory = sweep_directory(name)
-    directory.mkdir(parents=True, exist_ok=True)
-    replace(directory / "sweep.json", to_json(record))
+    with writable(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        replace(directory / "sweep.json", to_json(record))
+
+
+def open_storage(sweep: Sweep) -> Storage:
+    """The sweep's storage, which is made where there is none.
+
+    Raises PrerequisiteError when the one the sweep ran on before is gone from its place: a file system that is not
+    mounted shows an empty directory, in which every cell would run again.
+    """
+    root = Path(sweep.cluster.storage).resolve()
+    record = all_records().get(sweep.name)
+    if record is not None and record.storage == str(root) and record.storage_id != storage_id(root):
+        raise PrerequisiteError(
+            f"storage {root}: the one that sweep {sweep.name} ran on is not there now (is it mounted?); put it back "
+            "and run the same command again, or give another name=<sweep>; to begin this one anew: "
+            f"rm {sweep_directory(sweep.name) / 'sweep.json'}"
+        )
+    return Storage(root)
 
 
 def all_records() -> dict[str, SweepRecord]:

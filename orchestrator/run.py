@@ -4,6 +4,7 @@ import datetime
 import importlib.metadata
 import shlex
 import subprocess
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,23 +15,33 @@ from rich.console import Console
 from conf.errors import ConfigError
 from conf.schema import ClusterConf, NodeConf
 from orchestrator import results
+from orchestrator.background import Background
 from orchestrator.cell import Cell, CellStatus
 from orchestrator.cluster import declared_nodes
-from orchestrator.driver import Driver, close_abandoned
+from orchestrator.driver import Driver
+from orchestrator.events import Stage
+from orchestrator.history import last_failure
 from orchestrator.inline_scheduler import InlineScheduler
 from orchestrator.jobs import make_jobs
+from orchestrator.needs import write_needs
 from orchestrator.preflight import preflight
 from orchestrator.progress import SweepProgress
 from orchestrator.resolve import resolve
 from orchestrator.scheduler import RayScheduler
 from orchestrator.storage import CellState, Storage
 from orchestrator.sweep import Sweep
-from orchestrator.views import print_outcome, run_ids, views_are_current, write_views
+from orchestrator.views import mark_shown, print_outcome, run_ids, views_are_current, write_views
 from workers.api import FailureKind
-from workers.errors import PrerequisiteError
+from workers.errors import LockedError, PrerequisiteError
 
 if TYPE_CHECKING:
     from orchestrator.tracker import Tracker
+
+RETRY_SECONDS = 60.0  # between two tries at an MLflow that has stopped answering
+LAST_SECONDS = 300.0  # how long a sweep that has ended waits for a slow MLflow
+
+WAIT_SECONDS = 2.0  # between two looks at the cells another sweep is running
+UNFINISHED = (CellStatus.PENDING, CellStatus.CANCELLED)  # and what was lost with a worker or driver
 
 Chosen = Callable[[Cell, CellState], bool]
 
@@ -46,10 +57,12 @@ def run(
     nodes = declared_nodes(sweep.cluster)
     cells = resolve(sweep, nodes, online=True)
     _say_notes(console, cells)
-    storage = Storage(Path(sweep.cluster.storage))
-    results.write_record(sweep.name, results.SweepRecord(overrides, sorted({cell.quantize_key for cell in cells})))
-    with storage.lease(sweep.name):
-        if close_abandoned(cells, storage.states(cells)):
+    storage = results.open_storage(sweep)
+    needed = sorted({cell.quantize_key for cell in cells})
+    results.write_record(sweep.name, results.SweepRecord(overrides, needed, str(storage.root), storage.id))
+    write_needs(storage, sweep.name, needed)
+    with storage.driving(sweep.name):
+        if storage.end_abandoned(cells):
             console.print("an earlier driver went down in this sweep; its open cells run again", highlight=False)
         states = storage.states(cells)
         todo = [
@@ -57,17 +70,22 @@ def run(
         ]
         problem = None
         if todo or not views_are_current(sweep.name, cells, states):
-            tracker = open_tracker(sweep)
+            tracker = open_tracker(sweep, storage)
+            view = Background(
+                lambda: tracker.log_attempts(cells, storage.states(cells)),
+                again=lambda: RETRY_SECONDS if tracker.problem is not None else None,
+            )
             interrupted = False
             try:
                 if todo:
-                    show = partial(_show_attempts, tracker, cells, storage)
-                    _drive(sweep, todo, nodes, storage, console, show)
+                    _drive_to_the_end(sweep, todo, states, nodes, storage, console, view.ask)
             except KeyboardInterrupt:
                 interrupted = True
                 raise
             finally:
-                states = _show_attempts(tracker, cells, storage)
+                tracker.deadline = time.monotonic() + LAST_SECONDS
+                view.close(partial(console.print, f"MLflow is slow; waiting {LAST_SECONDS:.0f} s for it at most"))
+                states = storage.states(cells)
                 problem = show_sweep(sweep, tracker, cells, states, storage, interrupted=interrupted)
     print_outcome(console, sweep.name, cells, states, started_any=bool(todo))
     if problem is not None:
@@ -89,42 +107,86 @@ def show_sweep(
     write_views(sweep, cells, states, storage, run_ids(tracker, states))
     status = CellStatus.FAILED if _exit_code(states) else CellStatus.SUCCEEDED
     tracker.close(CellStatus.CANCELLED if interrupted else status, results.sweep_directory(sweep.name))
+    mark_shown(sweep.name, tracker.problem is None)
     return tracker.problem
-
-
-def _show_attempts(tracker: "Tracker", cells: list[Cell], storage: Storage) -> dict[str, CellState]:
-    states = storage.states(cells)
-    tracker.log_attempts(cells, states, storage)
-    return states
 
 
 def _also_lost(statuses: tuple[CellStatus, ...], state: CellState) -> tuple[CellStatus, ...]:
     """A cell whose driver died is unfinished, not failed: the next sweep takes it up."""
-    failure = state.last.result.failure if state.last and state.last.result else None
+    failure = last_failure(state)
     lost = failure is not None and failure.kind is FailureKind.WORKER_LOST
     return (*statuses, CellStatus.FAILED) if lost else statuses
 
 
-def _drive(
+def _drive_to_the_end(
     sweep: Sweep,
-    cells: list[Cell],
+    todo: list[Cell],
+    states: dict[str, CellState],
     nodes: list[NodeConf],
     storage: Storage,
     console: Console,
     show: Callable[[], object],
 ) -> None:
-    ready = {cell.quantize_key for cell in cells if storage.has_checkpoint(cell.quantize_key)}
+    """Drive the cells that no other sweep has; wait for the rest, and drive what the others leave unfinished."""
+    while todo:
+        elsewhere = [cell for cell in todo if states[cell.key].status is CellStatus.RUNNING]
+        if here := [cell for cell in todo if states[cell.key].status is not CellStatus.RUNNING]:
+            elsewhere += _drive(sweep, here, states, nodes, storage, console, show)
+        states = _wait_for_others(elsewhere, storage, console)
+        todo = [c for c in elsewhere if states[c.key].status in _also_lost(UNFINISHED, states[c.key])]
+
+
+def _wait_for_others(cells: list[Cell], storage: Storage, console: Console) -> dict[str, CellState]:
+    """The states of cells that other sweeps have, once none of them is open any more."""
+    said: set[str] = set()
+    while True:
+        storage.end_abandoned(cells)
+        states = storage.states(cells)
+        drivers = {a.driver for state in states.values() for a in state.attempts if a.result is None and a.driver}
+        if not drivers:
+            return states
+        for sweep in sorted({driver.sweep for driver in drivers} - said):
+            console.print(f"waiting for cells that {storage.driver_of(sweep)} is running", highlight=False)
+            said.add(sweep)
+        time.sleep(WAIT_SECONDS)
+
+
+def _drive(
+    sweep: Sweep,
+    cells: list[Cell],
+    states: dict[str, CellState],
+    nodes: list[NodeConf],
+    storage: Storage,
+    console: Console,
+    show: Callable[[], object],
+) -> list[Cell]:
+    """Drive cells to their ends; returns those that another sweep took first."""
+    ready = _ready(cells, states, storage)
     jobs = make_jobs(cells, nodes, ready)
     console.print(f"{len(cells)} cells to run; starting Ray", highlight=False)
     scheduler = RayScheduler(sweep.cluster)
     try:
-        preflight(cells, storage, scheduler)
+        preflight(cells, storage, scheduler, sweep.tracking)
         _refuse_unshared(sweep, len(scheduler.nodes()))
         estimate = sum(job.quantize_seconds + job.evaluate_seconds for job in jobs)
         with SweepProgress(console, len(cells), estimate) as progress:
-            Driver(cells, jobs, storage, scheduler, progress, sweep.cluster, show).run()
+            return Driver(cells, jobs, states, storage, scheduler, progress, sweep.cluster, show).run()
     finally:
         scheduler.close()
+
+
+def _ready(cells: list[Cell], states: dict[str, CellState], storage: Storage) -> set[str]:
+    """The checkpoints that need no quantize stage.
+
+    One that an evaluation has found damaged does: that stage looks at its contents, and makes it anew if need be.
+    """
+    doubtful = {cell.quantize_key for cell in cells if _is_doubted(states[cell.key])}
+    return {key for cell in cells if (key := cell.quantize_key) not in doubtful and storage.has_checkpoint(key)}
+
+
+def _is_doubted(state: CellState) -> bool:
+    failure = last_failure(state)
+    return failure is not None and (failure.stage, failure.kind) == (Stage.EVALUATE, FailureKind.BAD_INPUT)
 
 
 def _refuse_unshared(sweep: Sweep, num_nodes: int) -> None:
@@ -143,21 +205,28 @@ def run_inline(sweep: Sweep, console: Console) -> int:
     if cell.support is not None:
         raise ConfigError(f"{cell.label}: {cell.support}: {cell.support_reason}")
     _say_notes(console, [cell])
-    storage = Storage(Path(sweep.cluster.storage))
-    ready = {cell.quantize_key} if storage.has_checkpoint(cell.quantize_key) else set()
-    scheduler = InlineScheduler()
-    try:
-        with SweepProgress(console, 1, 0.0) as progress:
-            Driver([cell], make_jobs([cell], nodes, ready), storage, scheduler, progress, sweep.cluster).run()
-    finally:
-        scheduler.close()
+    storage = results.open_storage(sweep)
+    with storage.driving(sweep.name):
+        storage.end_abandoned([cell])
+        states = storage.states([cell])
+        if any(attempt.result is None for attempt in states[cell.key].attempts):
+            raise LockedError(
+                f"{cell.label} is being run by another sweep; wait for it, then run the same command again"
+            )
+        jobs = make_jobs([cell], nodes, _ready([cell], states, storage))
+        scheduler = InlineScheduler()
+        try:
+            with SweepProgress(console, 1, 0.0) as progress:
+                Driver([cell], jobs, states, storage, scheduler, progress, sweep.cluster).run()
+        finally:
+            scheduler.close()
     states = storage.states([cell])
     print_outcome(console, sweep.name, [cell], states, started_any=True)
     return _exit_code(states)
 
 
-def open_tracker(sweep: Sweep) -> "Tracker":
-    """MLflow, tagged with what the numbers were made by."""
+def open_tracker(sweep: Sweep, storage: Storage, *, restore: bool = False) -> "Tracker":
+    """MLflow, tagged with what the numbers were made by. restore: as Tracker has it."""
     from orchestrator.tracker import Tracker
 
     tags = {f"ptqbench.version.{name}": _version(name) for name in ("ptq-bench", "ray", "mlflow", "torch")}
@@ -166,7 +235,8 @@ def open_tracker(sweep: Sweep) -> "Tracker":
         "ptqbench.started": datetime.datetime.now().isoformat("T", "seconds"),
         "ptqbench.command": shlex.join(["ptqbench", "sweep", *results.all_records()[sweep.name].overrides]),
     }
-    return Tracker(sweep.tracking, results.results_root(), sweep.name, tags)
+    mark_shown(sweep.name, False)  # from here on its run is open
+    return Tracker(sweep.tracking, results.results_root(), storage, sweep.name, tags, restore=restore)
 
 
 def git_commit() -> str:

@@ -22,6 +22,7 @@ from orchestrator.events import (
     EvaluateEnded,
     Event,
     Job,
+    LeftToAnother,
     NodesChanged,
     QuantizeEnded,
     Stage,
@@ -37,7 +38,13 @@ from workers.api import Failure, FailureKind
 
 HOST_START_SECONDS = 60.0  # a second host for one model must have at least this much waiting work
 HOMELESS_SECONDS = 600.0  # how long work waits for a node that is large enough
-SUSPECT_KINDS = (FailureKind.ENGINE, FailureKind.INTERNAL, FailureKind.WORKER_LOST)  # a host is not trusted after these
+SUSPECT_KINDS = (  # a host is not trusted after these
+    FailureKind.ENGINE,
+    FailureKind.INTERNAL,
+    FailureKind.WORKER_LOST,
+    FailureKind.OUT_OF_MEMORY,
+    FailureKind.CUDA,
+)
 
 Kind = tuple[str | None, Placement]  # what work asks for: a host of which host_key (null for quantize), and how large
 
@@ -151,7 +158,7 @@ class Schedule:
         return len(self._tasks) + sum(host.work is not None for host in self._hosts.values())
 
     def handle(self, event: Event) -> list[Action]:
-        """Take an event and say what to do next. Every start is answered by exactly one end."""
+        """Take an event and say what to do next. Every start is answered once."""
         actions: list[Action] = []
         match event:
             case NodesChanged(nodes):
@@ -161,11 +168,15 @@ class Schedule:
                 self._quantize_ended(key, failure, actions)
             case EvaluateEnded():
                 self._evaluate_ended(event, actions)
+            case LeftToAnother(key):
+                self._left_to_another(key, actions)
             case Tick(now):
                 self._now = max(self._now, now)
                 while self._delayed and self._delayed[0][0] <= self._now:
                     self._enqueue(heapq.heappop(self._delayed)[-1])
         self._dispatch(actions)
+        if self._release_idle_hosts(actions):
+            self._dispatch(actions)
         return actions
 
     # --- work --------------------------------------------------------------------------------------------------------
@@ -214,6 +225,21 @@ class Schedule:
         self._num_open -= 1
         actions.append(CellSucceeded(work.key))
 
+    def _left_to_another(self, key: str, actions: list[Action]) -> None:
+        """Forget the cell; others that wait for the same checkpoint go on without it."""
+        self._num_open -= 1
+        if key in self._tasks:
+            work, node_id = self._tasks.pop(key)
+            self._capacity.release(key, node_id)
+            self._unmade[work.cells[0].host_key] -= 1
+            if len(work.cells) > 1:
+                self._enqueue(_Work(work.stage, work.cells[1:]))
+            return
+        host = next(h for h in self._hosts.values() if h.work is not None and h.work.key == key)
+        host.work, host.idle_since = None, self._now
+        if host.lost:
+            self._stop(host, actions)
+
     def _failed(self, work: _Work, failure: Failure, actions: list[Action]) -> None:
         self._failures[work.key].append(failure)
         match decide(self._failures[work.key], work.ladder):
@@ -247,9 +273,9 @@ class Schedule:
             queue, placement = self._queues[kind], kind[1]
             if (host := self._idle_host(kind, reservation)) is not None:
                 self._evaluate(queue.pop(), host, actions)
-            elif placement in unfit or not self._wants_node(queue):
+            elif not self._wants_node(queue):
                 continue
-            elif (node_id := self._room_for(placement, reservation, actions)) is not None:
+            elif placement not in unfit and (node_id := self._room_for(placement, reservation, actions)) is not None:
                 self._start(queue.pop(), kind, node_id, actions)
             else:
                 unfit.add(placement)
@@ -261,7 +287,6 @@ class Schedule:
             else:
                 del self._queues[kind]
         self._give_up_homeless(actions)
-        self._release_idle_hosts(actions)
 
     def _precedence(self, queue: _Queue) -> tuple[float, ...]:
         host_key, placement = queue.kind
@@ -341,10 +366,13 @@ class Schedule:
             if host.work is None:
                 self._stop(host, actions)
 
-    def _release_idle_hosts(self, actions: list[Action]) -> None:
-        for host in [h for h in self._hosts.values() if h.work is None]:
-            if not self._num_open or self._now - host.idle_since >= self._idle_seconds:
-                self._stop(host, actions)
+    def _release_idle_hosts(self, actions: list[Action]) -> bool:
+        """Those that have been idle too long, and all of them at the end. Says whether there were any."""
+        idle = [host for host in self._hosts.values() if host.work is None]
+        released = [h for h in idle if not self._num_open or self._now - h.idle_since >= self._idle_seconds]
+        for host in released:
+            self._stop(host, actions)
+        return bool(released)
 
     def _stop(self, host: _Host, actions: list[Action]) -> None:
         del self._hosts[host.host_id]

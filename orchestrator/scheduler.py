@@ -18,14 +18,19 @@ from orchestrator.admission import Terms, read_lanes, refusals, survey
 from orchestrator.cluster import gpu_memories_gib
 from orchestrator.cost_model import assumed_node
 from orchestrator.events import End, EvaluateEnded, Node, QuantizeEnded
+from orchestrator.head import ClusterLostError, refuse_silence, require_head
 from orchestrator.placement import Placement
 from orchestrator.shipping import PROJECT, inbound, outbound, runtime_environment
 from orchestrator.storage import lost, read_result
 from workers.api import EvaluateRequest, Failure, QuantizeRequest
 from workers.errors import PrerequisiteError
+from workers.redaction import Redactor
+from workers.secrets import known_secrets
 
 GIB = 2**30
 PROBE_SECONDS = 60.0
+HEAD_SECONDS = 30.0  # a head that is only restarted, or a network that hiccups, is back by then
+RAY_GIVES_UP_SECONDS = 3600  # without its head Ray ends the driver; its own 60 s are too few to close a sweep
 
 
 class Scheduler(Protocol):
@@ -94,8 +99,13 @@ class RayScheduler:
     _asked: dict[str, _Asked] = field(default_factory=dict)
     _admitted: dict[str, bool] = field(default_factory=dict)
     _refusals: list[str] = field(default_factory=list)
+    _lost: bool = False
 
     def __post_init__(self) -> None:
+        if self.cluster.address is not None:
+            os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(RAY_GIVES_UP_SECONDS))
+        else:  # Ray's name for a cluster of several machines; without it, it listens on loopback alone
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         import ray
 
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -104,6 +114,8 @@ class RayScheduler:
         if self.cluster.address is not None:
             runtime |= runtime_environment(PROJECT)
         try:
+            if self.cluster.address is not None:
+                refuse_silence(self.cluster.address)
             ray.init(
                 address=self.cluster.address or "local",
                 include_dashboard=False,
@@ -114,8 +126,14 @@ class RayScheduler:
             )
         except ConnectionError as error:
             raise PrerequisiteError(
-                f"no Ray cluster answers at {self.cluster.address} ({error}). Start one: ray start --head --port=6379. "
-                "If it runs and wants its token (it does where ~/.ray/auth_token existed), set RAY_AUTH_MODE=token"
+                f"no Ray cluster answers at {self.cluster.address} ({error}). Start one (docker/README.md). If it runs "
+                "and wants its token: RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=<file with the token>"
+            ) from error
+        except RuntimeError as error:
+            if not str(error).startswith("Version mismatch"):
+                raise
+            raise PrerequisiteError(
+                f"{error}Start the driver and every node from environments of one lock: make setup"
             ) from error
 
     def nodes(self) -> tuple[Node, ...]:
@@ -135,16 +153,34 @@ class RayScheduler:
         )
 
     def _alive(self) -> dict[str, dict[str, Any]]:
-        """What Ray knows of each node, by its id."""
+        """What Ray knows of each node, by its id. Raises ClusterLostError."""
         import ray
 
-        return {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+        self._require_cluster()
+        alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+        if ray.get_runtime_context().get_node_id() not in alive:  # Ray then ends whatever this driver starts
+            self._lost = True
+            raise ClusterLostError(
+                "the Ray node that this driver is connected to went down; start Ray there again if it is yours, then "
+                "run the same command: what was finished is kept"
+            )
+        return alive
+
+    def _require_cluster(self) -> None:
+        """Raise ClusterLostError when the head is gone: before any call to Ray that needs it, for that would hang."""
+        import ray
+
+        try:
+            require_head(ray.get_runtime_context().gcs_address, HEAD_SECONDS)
+        except ClusterLostError:
+            self._lost = True
+            raise
 
     def admit(self, storage: Path, inputs: tuple[str, ...]) -> list[str]:
         import ray
 
         lanes = {} if self.cluster.address is None else read_lanes(PROJECT / "locks")
-        self._terms = Terms(storage, inputs, lanes)
+        self._terms = Terms(storage, inputs, lanes, self.cluster.secrets)
         self._ask(self._alive())
         answers = [asked.answer for asked in self._asked.values()]
         ray.wait(answers, num_returns=len(answers), timeout=PROBE_SECONDS)
@@ -191,12 +227,14 @@ class RayScheduler:
     def start_quantize(self, key: str, request: QuantizeRequest, placement: Placement, node_id: str) -> None:
         import ray
 
+        self._require_cluster()
         task = ray.remote(_quantize).options(**_options(placement, node_id), max_retries=0, name=f"quantize {key[:8]}")
         self._pending[task.remote(outbound(request))] = _Pending(key, None, Path(request.attempt_directory))
 
     def start_host(self, host_id: str, engine: str, placement: Placement, node_id: str) -> None:
         import ray
 
+        self._require_cluster()
         actor = ray.remote(_Host).options(**_options(placement, node_id), max_restarts=0, max_task_retries=0)
         self._hosts[host_id] = actor.remote(engine, placement.tensor_parallel_size)
 
@@ -237,7 +275,7 @@ class RayScheduler:
         try:
             failure, alive = ray.get(reference), True
         except ray.exceptions.RayError as error:
-            failure, alive = _failure_of_lost_worker(pending, error), False
+            failure, alive = _failure_of_lost_worker(pending, error, self.cluster), False
         if pending.host_id is None:
             return QuantizeEnded(pending.key, failure)
         return EvaluateEnded(pending.key, pending.host_id, failure, host_alive=alive)
@@ -248,19 +286,22 @@ class RayScheduler:
         for reference, pending in self._pending.items():
             if pending.host_id is None:
                 ray.cancel(reference, force=True)
+        if self._lost:  # engine hosts end with their nodes, and the process leaves Ray as it is (cli.main)
+            return
         for host_id in list(self._hosts):
             self.stop_host(host_id)
         ray.shutdown()
 
 
-def _failure_of_lost_worker(pending: _Pending, error: Exception) -> Failure:
+def _failure_of_lost_worker(pending: _Pending, error: Exception, cluster: ClusterConf) -> Failure:
     """What the worker wrote before it went down, else that it went down."""
     result = read_result(pending.attempt_directory)
     if result is not None and result.failure is not None:
         return result.failure
     stage = "quantize" if pending.host_id is None else "evaluate"
     first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return lost(stage, f"the worker process died: {first_line}")
+    mask = Redactor(known_secrets(cluster.secrets))  # what Ray says may repeat what the worker said
+    return lost(stage, mask(f"the worker process died: {first_line}"))
 
 
 def _quantize(request: QuantizeRequest) -> Failure | None:

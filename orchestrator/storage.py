@@ -3,37 +3,60 @@
 checkpoints/<quantize_key>/     finished checkpoints, the manifest being the commit
 attempts/<key>-<number>/        one try at a cell: cell.json, log.txt, quantize.json, and result.json when it ended
 leases/<sweep>/                 which driver works on a sweep (lease.py)
+leases/<quantize_key>.lock      who makes a checkpoint now (workers/checkpoint.py)
+needs/                          which checkpoints the sweeps of every results/ directory need (needs.py)
+id                              what tells this storage from others
 
-Other things lying there are left alone. The file system must have hard links and renames that replace nothing.
+Other things lying there are left alone. The file system must have hard links, renames that replace nothing, and locks.
+
+Several drivers may want one cell. Opening an attempt is taking the number after the last one seen, which only one of
+them can; who comes second leaves the cell to the other. So no two attempts of one cell are ever open at once, unless a
+driver is dead, and whoever takes its cell over first ends what it left.
 """
 
 import contextlib
-import errno
 import json
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.cell import Cell, CellStatus
-from orchestrator.lease import Lease
+from orchestrator.io_errors import explained
+from orchestrator.lease import Lease, holder_of, is_held
 from workers.api import AttemptResult, Failure, FailureKind, Manifest, QuantizeResult, from_json, to_json
 from workers.errors import PrerequisiteError
-from workers.files import create
+from workers.files import claim_name, create
 
 KEY_DIGITS = 16
 ATTEMPT_NAME = re.compile(rf"([0-9a-f]{{{KEY_DIGITS}}})-([0-9]{{3,}})")
-TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)  # why a directory cannot be renamed to a name in use
+CELL, QUANTIZE, RESULT = "cell.json", "quantize.json", "result.json"
+MANIFEST = "manifest.json"
+MARKER = "id"
+
+
+class AttemptTaken(Exception):
+    """Another driver has opened an attempt at the cell since this one looked."""
+
+
+@dataclass(frozen=True)
+class DriverName:
+    """Who opened an attempt: the sweep and the number of its lease."""
+
+    sweep: str
+    lease: int
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try at a cell as the storage has it. result is null while it is open."""
+    """One try at a cell as the storage has it. result is null while it is open; driver is null where none is known."""
 
     directory: Path
     number: int
     result: AttemptResult | None
+    driver: DriverName | None = None
 
     @property
     def name(self) -> str:
@@ -42,34 +65,53 @@ class Attempt:
 
 @dataclass(frozen=True)
 class CellState:
-    """Where a cell stands, and its attempts, oldest first."""
+    """Where a cell stands, its attempts, oldest first, and the number of the next.
+
+    A cell that has succeeded stays so, whatever was tried again later.
+    """
 
     status: CellStatus
     attempts: tuple[Attempt, ...]
+    next_number: int = 1
 
     @property
     def last(self) -> Attempt | None:
-        return self.attempts[-1] if self.attempts else None
+        """The attempt that says where the cell stands: the last that succeeded, else the last."""
+        return next(filter(_succeeded, reversed(self.attempts)), self.attempts[-1] if self.attempts else None)
 
 
 class Storage:
-    """Paths and files under one root. Raises PrerequisiteError when the root cannot be used."""
+    """Paths and files under one root. Raises PrerequisiteError when the root cannot be used, or is no longer there.
+
+    id: what was written into the storage when it was first used. Another directory under the same path, such as the
+    empty one below a file system that is not mounted now, is thereby known to be another.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
-        with self._usable():
+        self._driver: DriverName | None = None
+        self._ended: dict[str, Attempt] = {}  # results are written once, and a driver looks every few seconds
+        with _explained(self.root):
             for name in ("checkpoints", "attempts", "leases"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
+            if not (self.root / MARKER).exists():
+                create(self.root / MARKER, uuid.uuid4().hex)
+            self.id = (self.root / MARKER).read_text(encoding="utf-8")
 
     @contextlib.contextmanager
     def _usable(self) -> Iterator[None]:
-        try:
+        with _explained(self.root):
+            if (self.root / MARKER).read_text(encoding="utf-8") != self.id:
+                raise PrerequisiteError(
+                    f"storage {self.root}: another storage lies there now; put back the one this command began with "
+                    "(is it mounted?), then run the same command again; what was finished is kept"
+                )
             yield
-        except OSError as error:
-            raise PrerequisiteError(
-                f"storage {self.root}: {error.strerror}; give a directory that can be read and written: "
-                "cluster.storage=<directory>"
-            ) from error
+
+    def check(self) -> None:
+        """Raise PrerequisiteError unless the storage is still there."""
+        with self._usable():
+            pass
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -78,9 +120,13 @@ class Storage:
         return self.root / "checkpoints" / quantize_key
 
     def manifest(self, quantize_key: str) -> Manifest | None:
-        """The manifest of a finished checkpoint, or null."""
-        path = self.checkpoint(quantize_key) / "manifest.json"
-        return from_json(Manifest, path.read_text(encoding="utf-8")) if path.exists() else None
+        """The manifest of a finished checkpoint, or null; one that cannot be read finishes nothing."""
+        with _explained(self.root):
+            path = self.checkpoint(quantize_key) / MANIFEST
+            try:
+                return from_json(Manifest, path.read_text(encoding="utf-8"))
+            except (FileNotFoundError, ValueError):
+                return None
 
     def has_checkpoint(self, quantize_key: str) -> bool:
         """Whether every file of the manifest is there. Contents are hashed by the worker that reads them."""
@@ -91,28 +137,74 @@ class Storage:
     # --- attempts ----------------------------------------------------------------------------------------------------
 
     def states(self, cells: list[Cell]) -> dict[str, CellState]:
-        """The state of each cell by its key. An open attempt reads as RUNNING."""
+        """The state of each cell by its key. A cell with an open attempt reads as RUNNING unless it has succeeded."""
         directories = self._attempt_directories()
         with self._usable():
-            return {cell.key: _state(cell, _attempts(directories.get(cell.key[:KEY_DIGITS], {}))) for cell in cells}
+            return {cell.key: self._state(cell, directories.get(cell.key[:KEY_DIGITS], {})) for cell in cells}
 
-    def open_attempt(self, cell: Cell) -> Attempt:
-        """A new attempt directory, numbered one more than the last; it appears whole, and two never share one."""
-        record = {"label": cell.label, "evaluate_key": cell.evaluate_key, "payload": cell.payload}
+    def _state(self, cell: Cell, directories: dict[int, Path]) -> CellState:
+        attempts, number = self._attempts(directories), 1 + max(directories, default=0)
+        return CellState(cell.support or _status(attempts), attempts, number)
+
+    def _attempts(self, directories: dict[int, Path]) -> tuple[Attempt, ...]:
+        """Oldest first. What has no cell.json never became an attempt; one that has ended is read once."""
+        found = []
+        for number, directory in sorted(directories.items()):
+            attempt = self._ended.get(directory.name) or _read_attempt(directory, number)
+            if attempt is not None:
+                found.append(attempt)
+                if attempt.result is not None:
+                    self._ended[attempt.name] = attempt
+        return tuple(found)
+
+    def open_attempt(self, cell: Cell, number: int) -> Attempt:
+        """A new attempt, which appears whole or not at all. number: the `next_number` of the cell's state.
+
+        Raises AttemptTaken when that number is in use by now.
+        """
+        record = {
+            "label": cell.label,
+            "evaluate_key": cell.evaluate_key,
+            "payload": cell.payload,
+            "driver": None if self._driver is None else vars(self._driver),
+        }
         draft = self.root / "attempts" / f".{uuid.uuid4().hex}"
-        key = cell.key[:KEY_DIGITS]
+        directory = draft.with_name(attempt_name(cell.key, number))
         with self._usable():
             draft.mkdir()
-            (draft / "cell.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-            while True:
-                number = 1 + max(self._attempt_directories().get(key, {}), default=0)
-                directory = draft.with_name(attempt_name(cell.key, number))
-                try:
-                    draft.rename(directory)
-                    return Attempt(directory, number, None)
-                except OSError as error:
-                    if error.errno not in TAKEN:
-                        raise
+            try:
+                (draft / CELL).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+                if not claim_name(draft, directory):
+                    raise AttemptTaken(directory.name)
+            except (OSError, AttemptTaken):
+                shutil.rmtree(draft, ignore_errors=True)
+                raise
+        return Attempt(directory, number, None, self._driver)
+
+    def end_abandoned(self, cells: list[Cell]) -> int:
+        """End the open attempts of dead drivers as WORKER_LOST. Returns how many there were.
+
+        A driver on another host whose heart seems to have stopped is watched before it is called dead.
+        """
+        alive: dict[DriverName | None, bool] = {None: False}
+        count = 0
+        for cell, state in zip(cells, self.states(cells).values(), strict=True):
+            for attempt in state.attempts:
+                if attempt.result is not None:
+                    continue
+                if attempt.driver is not None and attempt.driver not in alive:
+                    alive[attempt.driver] = self._is_alive(attempt.driver)
+                if not alive[attempt.driver]:
+                    message = "the driver of this attempt went down before it ended"
+                    end_attempt(
+                        attempt.directory, cell, CellStatus.FAILED, lost(open_stage(attempt.directory), message)
+                    )
+                    count += 1
+        return count
+
+    def _is_alive(self, driver: DriverName) -> bool:
+        with self._usable():
+            return is_held(self.root / "leases" / driver.sweep, driver.lease)
 
     def _attempt_directories(self) -> dict[str, dict[int, Path]]:
         """First digits of a cell's key -> attempt number -> directory."""
@@ -129,6 +221,29 @@ class Storage:
         """The right to drive a sweep."""
         return Lease(self.root / "leases" / sweep)
 
+    @contextlib.contextmanager
+    def driving(self, sweep: str) -> Iterator[None]:
+        """Hold a sweep's lease; attempts opened meanwhile are this driver's. Raises LockedError."""
+        with self.lease(sweep) as lease:
+            self._driver = DriverName(sweep, lease.number)
+            try:
+                yield
+            finally:
+                self._driver = None
+
+    def driver_of(self, sweep: str) -> str:
+        """Who drives a sweep, in words."""
+        with self._usable():
+            return f"sweep {sweep}, {holder_of(self.root / 'leases' / sweep)}"
+
+
+def storage_id(root: Path) -> str | None:
+    """What tells the storage at `root` from others, or null where there is none."""
+    try:
+        return (root / MARKER).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
 
 def attempt_name(key: str, number: int) -> str:
     """The directory of a cell's n-th attempt."""
@@ -136,25 +251,46 @@ def attempt_name(key: str, number: int) -> str:
 
 
 def end_attempt(directory: Path, cell: Cell, status: CellStatus, failure: Failure | None) -> AttemptResult:
-    """Write the result of an attempt whose worker could not; a result that is already there stands."""
-    quantize = directory / "quantize.json"
+    """Write the result of an attempt whose worker could not; a result that is already there stands and is returned."""
     result = AttemptResult(
         evaluate_key=cell.evaluate_key,
         quantize_key=cell.quantize_key,
         status=status.value,
         failure=failure,
-        quantize=from_json(QuantizeResult, quantize.read_text(encoding="utf-8")) if quantize.exists() else None,
+        quantize=read_quantize(directory),
     )
-    create(directory / "result.json", to_json(result))
+    with _explained(directory.parents[1]):
+        create(directory / RESULT, to_json(result))
     written = read_result(directory)
     assert written is not None
     return written
 
 
+def open_stage(directory: Path) -> str:
+    """The stage an open attempt is in: quantize | evaluate."""
+    return "evaluate" if (directory / QUANTIZE).exists() else "quantize"
+
+
+def read_quantize(directory: Path) -> QuantizeResult | None:
+    """What the quantize stage of an attempt left; null when it found the checkpoint made, or did not end."""
+    with _explained(directory.parents[1]):
+        try:
+            return from_json(QuantizeResult, (directory / QUANTIZE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+
+
 def read_result(directory: Path) -> AttemptResult | None:
-    """The attempt's result, or null while it is open."""
-    path = directory / "result.json"
-    return from_json(AttemptResult, path.read_text(encoding="utf-8")) if path.exists() else None
+    """The attempt's result, or null while it is open. One that cannot be read speaks for nobody: WORKER_LOST."""
+    path = directory / RESULT
+    with _explained(directory.parents[1]):
+        try:
+            return from_json(AttemptResult, path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            failure = lost(open_stage(directory), f"{path} is damaged: {error}")
+            return AttemptResult("", "", CellStatus.FAILED.value, failure)
 
 
 def lost(stage: str, message: str) -> Failure:
@@ -162,19 +298,37 @@ def lost(stage: str, message: str) -> Failure:
     return Failure(stage=stage, kind=FailureKind.WORKER_LOST, message=message)
 
 
-def _attempts(directories: dict[int, Path]) -> tuple[Attempt, ...]:
-    """Oldest first. What has no cell.json never became an attempt."""
-    return tuple(
-        Attempt(directory, number, read_result(directory))
-        for number, directory in sorted(directories.items())
-        if (directory / "cell.json").exists()
-    )
+def _read_driver(directory: Path) -> DriverName | None:
+    """Who opened an attempt, or null where its cell.json does not say."""
+    try:
+        record = json.loads((directory / CELL).read_text(encoding="utf-8"))
+        return from_json(DriverName, json.dumps(record["driver"]))
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
 
 
-def _state(cell: Cell, attempts: tuple[Attempt, ...]) -> CellState:
-    if cell.support is not None:
-        return CellState(cell.support, attempts)
+def _read_attempt(directory: Path, number: int) -> Attempt | None:
+    if not (directory / CELL).exists():
+        return None
+    result = read_result(directory)
+    return Attempt(directory, number, result, _read_driver(directory) if result is None else None)
+
+
+def _status(attempts: tuple[Attempt, ...]) -> CellStatus:
     if not attempts:
-        return CellState(CellStatus.PENDING, attempts)
+        return CellStatus.PENDING
+    if any(map(_succeeded, attempts)):
+        return CellStatus.SUCCEEDED
+    if any(attempt.result is None for attempt in attempts):
+        return CellStatus.RUNNING
     last = attempts[-1].result
-    return CellState(CellStatus.RUNNING if last is None else CellStatus(last.status), attempts)
+    assert last is not None
+    return CellStatus(last.status)
+
+
+def _succeeded(attempt: Attempt) -> bool:
+    return attempt.result is not None and attempt.result.status == CellStatus.SUCCEEDED
+
+
+def _explained(root: Path) -> contextlib.AbstractContextManager[None]:
+    return explained(f"storage {root}", "give another directory: cluster.storage=<directory>")

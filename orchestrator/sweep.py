@@ -7,6 +7,7 @@ composition. Points share equal nodes: what is equal is one object.
 
 import functools
 import itertools
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,11 +17,11 @@ from conf import register
 from conf.errors import ConfigError
 from conf.register import Choice, Composed
 from conf.schema import CellConf, ClusterConf, FloatScheme, RootConf, TrackingConf
+from orchestrator.execution import check_execution
 from workers.redaction import Redactor
-from workers.secrets import check_secrets
 
 NODES = ("model", "method", "scheme", "calibration", "suite", "lane", "numerics", "engine", "seed")
-RESERVED_NAMES = ("storage", "mlflow")
+MAX_COMBINATIONS = 100_000
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class _Nodes:
 
 def expand(overrides: Sequence[str]) -> Sweep:
     """Expand command-line overrides over an experiment. Raises ConfigError before anything else happens."""
+    _refuse_credentials(overrides)
     with register.hydra_context():
         given = {choice.key: choice for choice in register.parse(overrides)}
         experiment = given.pop("experiment", None)
@@ -88,14 +90,13 @@ def expand(overrides: Sequence[str]) -> Sweep:
         axes = _axes(nodes.root({}), given)
         fixed = {key: choice.values[0] for key, choice in given.items() if key not in axes}
         root = nodes.root({key: value for key, value in fixed.items() if _head(key) not in NODES})
-        _check_execution(root)
-        addresses = [f"tracking.uri={root.tracking.uri}", f"cluster.address={root.cluster.address}"]
-        _refuse_credentials([*overrides, *addresses])
+        _refuse_credentials([f"tracking.uri={root.tracking.uri}"])
+        check_execution(root)
         _check_exclusions(root.exclude, axes)
         identity = {key: value for key, value in fixed.items() if _head(key) in NODES}
         points = tuple(_points(nodes, identity, axes, root.exclude))
     if not points:
-        raise ConfigError("`exclude` leaves no cell")
+        raise ConfigError("`exclude` leaves no cell of this grid; take a rule away, or exclude=[]")
     return Sweep(root.name, points, root.cluster, root.tracking)
 
 
@@ -110,6 +111,12 @@ def _axes(root: RootConf, given: dict[str, Choice]) -> dict[str, tuple[str, ...]
             raise ConfigError(f"`{key}` cannot be an axis: only {', '.join(NODES)} identify a cell")
         for value in values:
             register.check_option(key, value)
+    combinations = math.prod(len(values) for values in axes.values())
+    if combinations > MAX_COMBINATIONS:
+        sizes = " x ".join(f"{len(values)} {key}" for key, values in axes.items())
+        raise ConfigError(
+            f"the axes have {combinations} combinations ({sizes}); a sweep takes {MAX_COMBINATIONS} at most"
+        )
     return axes
 
 
@@ -171,25 +178,11 @@ def _excluded(assignment: dict[str, str], rule: dict[str, Any]) -> bool:
 def _check_exclusions(exclude: list[dict[str, Any]], axes: dict[str, tuple[str, ...]]) -> None:
     for rule in exclude:
         for key in rule:
-            if register.canonical_key(key) not in axes:
+            axis = register.canonical_key(key)
+            if axis not in axes:
                 raise ConfigError(f"exclude: `{key}` is not an axis here; the axes are {', '.join(axes)}")
-
-
-def _check_execution(root: RootConf) -> None:
-    if root.name in RESERVED_NAMES or not re.fullmatch(r"[\w][\w.+-]*", root.name):
-        raise ConfigError(
-            f"name={root.name}: a sweep's name is a directory under results/; use letters, digits, `.`, `_`, `+`, `-`, "
-            f"and not {' or '.join(RESERVED_NAMES)}"
-        )
-    if "://" in root.cluster.storage:
-        raise ConfigError(
-            f"cluster.storage={root.cluster.storage}: not a URL but a directory that every node sees (NFS, Lustre): "
-            "checkpoints and attempts appear by renames and hard links, which object stores do not have. MLflow's "
-            "artifacts may lie in one: docker/README.md"
-        )
-    if root.cluster.nodes is not None and not any(node.count > 0 for node in root.cluster.nodes):
-        raise ConfigError("cluster.nodes: at least one node, or null for what Ray finds")
-    check_secrets(root.cluster.secrets)
+            for value in rule[key] if isinstance(rule[key], list) else [rule[key]]:
+                register.check_option(axis, _written(value))
 
 
 def _refuse_credentials(texts: Sequence[str]) -> None:

@@ -7,9 +7,12 @@ from typing import Any
 import pandas as pd
 
 from orchestrator.cell import Cell, CellStatus
+from orchestrator.history import history
 from orchestrator.report.columns import COLUMNS
+from orchestrator.report.provenance import ATTEMPT_COLUMNS
 from orchestrator.storage import Attempt, CellState, Storage
 from workers.api import EvaluateResult, Manifest
+from workers.files import replace
 
 INTEGERS = ("bits", "group_size", "seed", "attempt", "checkpoint_bytes")  # pandas makes floats of them beside a gap
 
@@ -21,20 +24,36 @@ def cells_table(
 
     run_ids: attempt -> MLflow run.
     """
-    manifests = {key: storage.manifest(key) for key in {cell.quantize_key for cell in cells}}
-    rows = [_row(cell, states[cell.key], manifests[cell.quantize_key], run_ids) for cell in cells]
+    checkpoints = {key: _of_checkpoint(storage.manifest(key)) for key in {cell.quantize_key for cell in cells}}
+    rows = [_row(cell, states[cell.key], checkpoints[cell.quantize_key], run_ids) for cell in cells]
     metrics = list(dict.fromkeys(name for row in rows for name in row if name not in COLUMNS))
     return pd.DataFrame(rows, columns=[*COLUMNS, *metrics])
 
 
+def attempts_table(cells: list[Cell], states: dict[str, CellState]) -> pd.DataFrame:
+    """One row per attempt: `ATTEMPT_COLUMNS`; cells in the order of the grid, their attempts oldest first."""
+    rows = [
+        (
+            cell.label,
+            attempt.number,
+            attempt.outcome,
+            attempt.stage,
+            f"{attempt.started:%Y-%m-%d %H:%M:%S}",
+            attempt.seconds,
+            attempt.message,
+        )
+        for cell in cells
+        for attempt in history(states[cell.key])
+    ]
+    return pd.DataFrame(rows, columns=list(ATTEMPT_COLUMNS))
+
+
 def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Replace the file in one step."""
-    temporary = path.with_suffix(".csv.partial")
-    table.astype(dict.fromkeys(INTEGERS, "Int64")).to_csv(temporary, index=False)
-    temporary.replace(path)
+    replace(path, table.astype(dict.fromkeys(INTEGERS, "Int64")).to_csv(index=False))
 
 
-def _row(cell: Cell, state: CellState, manifest: Manifest | None, run_ids: dict[str, str]) -> dict[str, Any]:
+def _row(cell: Cell, state: CellState, checkpoint: dict[str, Any], run_ids: dict[str, str]) -> dict[str, Any]:
     config, last = cell.config, state.last
     row: dict[str, Any] = {
         "cell_key": cell.key,
@@ -56,14 +75,16 @@ def _row(cell: Cell, state: CellState, manifest: Manifest | None, run_ids: dict[
     }
     if state.status in (CellStatus.NOT_APPLICABLE, CellStatus.NOT_IMPLEMENTED):
         row["failure_message"] = cell.support_reason
-    if manifest is not None:
-        row |= _of_checkpoint(manifest)
+    row |= checkpoint
     if last is not None:
-        row |= _of_attempt(last, manifest)
+        row |= _of_attempt(last, checkpoint)
     return row
 
 
-def _of_checkpoint(manifest: Manifest) -> dict[str, Any]:
+def _of_checkpoint(manifest: Manifest | None) -> dict[str, Any]:
+    """What a row takes from a manifest, which itself is too large to keep for every cell."""
+    if manifest is None:
+        return {}
     return {
         "calibration_hash": manifest.calibration_hash,
         "bits_per_weight": manifest.bits_per_weight,
@@ -80,7 +101,7 @@ def degradation(manifest: Manifest) -> str:
     return "; ".join(f"block {r.block} {r.linear}: {r.degraded}" for r in reports)
 
 
-def _of_attempt(attempt: Attempt, manifest: Manifest | None) -> dict[str, Any]:
+def _of_attempt(attempt: Attempt, checkpoint: dict[str, Any]) -> dict[str, Any]:
     result = attempt.result
     if result is None:
         return {}
@@ -88,7 +109,7 @@ def _of_attempt(attempt: Attempt, manifest: Manifest | None) -> dict[str, Any]:
         return {"failure_kind": result.failure.kind.value, "failure_message": result.failure.message}
     if result.evaluate is None:
         return {}
-    peaks = [result.evaluate.peak_memory_gib, manifest.peak_memory_gib if manifest else 0.0]
+    peaks = [result.evaluate.peak_memory_gib, checkpoint.get("peak_memory_gib", 0.0)]
     return {
         "evaluate_seconds": stage_seconds(result.evaluate),
         "peak_memory_gib": max(peaks),

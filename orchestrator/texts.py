@@ -15,20 +15,21 @@ from tokenizers import Tokenizer
 
 from conf.errors import ConfigError
 from conf.schema import CalibrationConf, SuiteConf
+from orchestrator.paths import local_path
 from workers.api import TextRef
-from workers.calibration import C4_NEW_NUM_DOCUMENTS, given_windows
+from workers.calibration import C4_NEW_NUM_DOCUMENTS, check_token_ids, given_windows
 from workers.datasets import HUB_FILES, HubFile, Split, content_hash, read_content, read_documents
 from workers.errors import BadInputError, PrerequisiteError
 from workers.hub import HUB_ERRORS
-from workers.zoo import zoo_path
 
-ZOO_PREFIX = "zoo:"
 UNRESOLVED = "unresolved"
 GIVE_FILE: dict[Split, str] = {
     "train": "give calibration.path=<file>",
     "test": "give suite.path=<file> (with suite=text or tokens) or suite.perplexity.<name>.path=<file>",
 }
 TOKEN_AXES: dict[Split, tuple[str, ...]] = {"train": ("num_sequences", "sequence_length"), "test": ("num_tokens",)}
+PATH_KEYS: dict[Split, str] = {"train": "calibration.path", "test": "suite text"}
+MAX_SEQUENCES = 1_000_000  # their start positions are drawn one by one and their tokens held in memory
 CHARACTERS_PER_TOKEN = 32  # how much of a long text is tokenized before all of it is
 
 
@@ -50,13 +51,13 @@ def resolve_text(source: str, path: str | None, *, split: Split, online: bool) -
         return _local(source, path, split)
     hub_file = sources[source]
     if hub_file is None:
-        raise ConfigError(f"source {source} reads a file of yours: {GIVE_FILE[split]}")
+        raise ConfigError(f"{PATH_KEYS[split]}: source {source} reads a file of yours: {GIVE_FILE[split]}")
     commit = _commit(hub_file, split) if online else UNRESOLVED
     return TextRef(source=source, location=None, fingerprint=hub_file.fingerprint(commit))
 
 
-def check_calibration(conf: CalibrationConf, ref: TextRef, tokenizer_file: Path | None) -> None:
-    """Raise ConfigError when the text cannot fill the calibration windows.
+def check_calibration(conf: CalibrationConf, ref: TextRef, tokenizer_file: Path | None, vocab_size: int) -> None:
+    """Raise ConfigError when the text cannot fill the calibration windows, or tokens are none of the model's.
 
     tokenizer_file: the model's tokenizer.json; without it, only a text with fewer bytes than a window has tokens is
     refused. The hub's copies are long enough and not read.
@@ -66,13 +67,15 @@ def check_calibration(conf: CalibrationConf, ref: TextRef, tokenizer_file: Path 
             f"calibration.num_sequences={conf.num_sequences} calibration.sequence_length={conf.sequence_length}: at "
             "least one sequence of two tokens is needed"
         )
+    if conf.num_sequences > MAX_SEQUENCES:
+        raise ConfigError(f"calibration.num_sequences={conf.num_sequences}: at most {MAX_SEQUENCES}")
     if ref.location is None:
         return
     if ref.source == "tokens":
         array = read_content(ref.source, Path(ref.location))
         assert isinstance(array, np.ndarray)
         try:
-            given_windows(array, conf.num_sequences, conf.sequence_length)
+            check_token_ids(given_windows(array, conf.num_sequences, conf.sequence_length), vocab_size)
         except BadInputError as error:
             raise ConfigError(f"{ref.location}: {error}") from error
         return
@@ -84,10 +87,10 @@ def check_calibration(conf: CalibrationConf, ref: TextRef, tokenizer_file: Path 
         )
 
 
-def check_suite(conf: SuiteConf, refs: dict[str, TextRef], tokenizer_file: Path | None) -> None:
-    """Raise ConfigError when a text of `conf.perplexity` cannot fill one window. refs: its names -> resolved texts.
+def check_suite(conf: SuiteConf, refs: dict[str, TextRef], tokenizer_file: Path | None, vocab_size: int) -> None:
+    """Raise ConfigError when a text of `conf.perplexity` cannot fill one window, or tokens are none of the model's.
 
-    tokenizer_file as in `check_calibration`.
+    refs: its names -> resolved texts. tokenizer_file as in `check_calibration`.
     """
     if conf.sequence_length < 2:
         raise ConfigError(f"suite.sequence_length={conf.sequence_length}: a window of two tokens is needed")
@@ -97,7 +100,13 @@ def check_suite(conf: SuiteConf, refs: dict[str, TextRef], tokenizer_file: Path 
             continue
         needed = conf.sequence_length + (ref.source == "c4")  # a random crop needs a longer document
         if ref.source == "tokens":
-            longest = len(read_content(ref.source, Path(ref.location)))
+            array = read_content(ref.source, Path(ref.location))
+            assert isinstance(array, np.ndarray)
+            longest = len(array)
+            try:
+                check_token_ids(array[None], vocab_size)
+            except BadInputError as error:
+                raise ConfigError(f"suite.perplexity.{name}, {ref.location}: {error}") from error
         else:
             longest = _longest(ref, needed, tokenizer_file)
         if longest < needed:
@@ -108,23 +117,15 @@ def check_suite(conf: SuiteConf, refs: dict[str, TextRef], tokenizer_file: Path 
 
 
 def _local(source: str, path: str, split: Split) -> TextRef:
-    file = _file(path)
+    file = local_path(PATH_KEYS[split], path)
     if not file.is_file():
-        raise ConfigError(f"no file {file}; {GIVE_FILE[split]}, absolute or from the current directory")
+        problem = "a directory; give one file" if file.is_dir() else f"no file {file}"
+        raise ConfigError(f"{PATH_KEYS[split]}={path}: {problem}")
     try:
         _check_content(source, file, split)
         return TextRef(source=source, location=str(file), fingerprint=content_hash(file))
     except (BadInputError, OSError) as error:
-        raise ConfigError(f"{error} (read as source {source}); {GIVE_FILE[split]}") from error
-
-
-def _file(path: str) -> Path:
-    if not path.startswith(ZOO_PREFIX):
-        return Path(path).expanduser().absolute()
-    try:
-        return zoo_path(path.removeprefix(ZOO_PREFIX))
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(f"{PATH_KEYS[split]}, read as source {source}: {error}") from error
 
 
 def _check_content(source: str, file: Path, split: Split) -> None:
@@ -134,6 +135,8 @@ def _check_content(source: str, file: Path, split: Split) -> None:
             raise BadInputError(f"{file} holds no documents")
         return
     content = read_content(source, file)
+    if isinstance(content, str) and not content.strip():
+        raise BadInputError(f"{file} holds nothing but white space")
     if isinstance(content, np.ndarray) and content.ndim != len(TOKEN_AXES[split]):
         raise BadInputError(f"{file} has shape {list(content.shape)}; needed is [{', '.join(TOKEN_AXES[split])}]")
 
@@ -154,11 +157,7 @@ def _longest(ref: TextRef, needed: int, tokenizer_file: Path | None) -> int:
 
     A tokenizer of transformers may set one special token in front that tokenizer.json does not know; it is counted.
     """
-    tokenizer = None
-    if tokenizer_file is not None:
-        tokenizer = Tokenizer.from_file(str(tokenizer_file))
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
+    tokenizer = _open_tokenizer(tokenizer_file) if tokenizer_file is not None else None
     longest = 0
     try:
         for piece in _pieces(ref):
@@ -169,6 +168,18 @@ def _longest(ref: TextRef, needed: int, tokenizer_file: Path | None) -> int:
     except BadInputError as error:
         raise ConfigError(str(error)) from error
     return longest
+
+
+def _open_tokenizer(file: Path) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:
+        if type(error) is not Exception:  # which is what the Rust library raises
+            raise
+        raise ConfigError(f"{file}: not a tokenizer ({error}); save the model's tokenizer there again") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _pieces(ref: TextRef) -> Iterable[str]:

@@ -1,98 +1,168 @@
 """MLflow, as a view of the storage: the only module that imports mlflow.
 
-A sweep is a parent run, each attempt at a cell a child run. Everything shown is read from attempts/ and checkpoints/,
-so `sync` can rebuild it at any time; what is already there is found by its tags and left alone.
+A sweep is a parent run, each attempt at a cell a child run; `run_page.py` says what stands on them. Everything shown is
+read from the storage, so `sync` can rebuild it at any time. Runs are found by their tags (sweep, storage, attempt). A
+run is whole when its status has been set, which is done last; one that is not is deleted and made again.
 """
 
 import contextlib
-import json
 import logging
+import math
 import os
+import tempfile
 import time
-from collections import Counter
+import uuid
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
 from mlflow import MlflowClient
+from mlflow.entities import LifecycleStage, Param, Run, RunTag
 from mlflow.entities import Metric as MlflowMetric
-from mlflow.entities import Param, Run, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from sqlalchemy.exc import SQLAlchemyError
 
 from conf.schema import TrackingConf
 from orchestrator.cell import Cell, CellStatus
+from orchestrator.history import ended_at
+from orchestrator.run_page import (
+    NOTE,
+    TAG_ATTEMPT,
+    TAG_KIND,
+    TAG_STORAGE,
+    TAG_SWEEP,
+    RunPage,
+    attempt_page,
+    sweep_metrics,
+    sweep_note,
+)
 from orchestrator.storage import Attempt, CellState, Storage
-from orchestrator.table import degradation, stage_seconds
-from workers.api import Manifest
 from workers.errors import PrerequisiteError
 
-logging.getLogger("mlflow").setLevel(logging.WARNING)  # table migrations are no news to a user
+logging.getLogger("mlflow").setLevel(logging.ERROR)  # table migrations and retries are no news to a user
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # `problem` says what it would, in one line
 
-TAG_SWEEP = "ptqbench.sweep"
-TAG_ATTEMPT = "ptqbench.attempt"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # runs with metrics, not chats with agents
-MAX_MESSAGE = 4000  # characters; a tag holds 8000
-# A server that does not answer is given up after a minute, not after MLflow's own ten.
-PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+PARENT = "mlflow.parentRunId"
+TABLES = ("cells.csv", "report.html", "report.md")
+# A server that does not answer is given up after a minute, not after MLflow's own ten; and a run's address is not
+# printed at its end, in the midst of the live line.
+SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+MAX_BATCH = 900  # metrics in one call, beside the parameters
 RUN_STATUS = {CellStatus.SUCCEEDED: "FINISHED", CellStatus.FAILED: "FAILED", CellStatus.CANCELLED: "KILLED"}
+UNREACHABLE = (MlflowException, OSError, SQLAlchemyError)
 
 
 def tracking_uri(conf: TrackingConf, results: Path) -> str:
     """Where MLflow keeps its tables: the given server, or an SQLite file under results/mlflow."""
-    return conf.uri or f"sqlite:///{(results / 'mlflow' / 'mlflow.db').resolve()}"
+    return conf.uri or f"sqlite:///{_database(results)}"
 
 
 def runs_page(conf: TrackingConf, results: Path) -> str:
     """Where MLflow's UI lists the runs of the experiment, below its root; empty before there is one."""
+    if conf.uri is None:
+        create_database(_database(results))
     found = MlflowClient(tracking_uri(conf, results)).get_experiment_by_name(conf.experiment)
     return f"/#/experiments/{found.experiment_id}/runs" if found is not None else ""
 
 
-class Tracker:
-    """One sweep in MLflow. problem: why not everything is shown, or null."""
+def create_database(path: Path) -> None:
+    """MLflow's empty tables in an SQLite file, unless there is one.
 
-    def __init__(self, conf: TrackingConf, results: Path, sweep: str, tags: dict[str, str]) -> None:
-        """Raises PrerequisiteError when MLflow cannot be reached. tags: of the sweep's run."""
-        for name, value in PATIENCE.items():
+    MLflow makes them in some fifty steps, which two processes must not take at once, nor one by half: so in a file
+    aside, which gets its name when it is whole.
+    """
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        store = SqlAlchemyStore(f"sqlite:///{aside}", (path.parent / "artifacts").as_uri())  # type: ignore[no-untyped-call]
+        store.engine.dispose()
+        with contextlib.suppress(FileExistsError):
+            os.link(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+class Tracker:
+    """One sweep in MLflow. problem: why not everything is shown, or null. Not for two threads at once."""
+
+    def __init__(
+        self,
+        conf: TrackingConf,
+        results: Path,
+        storage: Storage,
+        sweep: str,
+        tags: dict[str, str],
+        *,
+        restore: bool = False,
+    ) -> None:
+        """Raises PrerequisiteError when MLflow cannot be used.
+
+        The caller holds the sweep's lease: what is half written is taken for left behind. tags: of the sweep's run.
+        restore: leave what that run says of itself, and look whether the files of all runs are there.
+        """
+        for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
-        (results / "mlflow").mkdir(parents=True, exist_ok=True)
-        uri = tracking_uri(conf, results)
-        self._client = MlflowClient(uri)
         self._conf = conf
-        try:
-            self._experiment = self._find_or_create_experiment(conf, results)
-            self._parent = self._find_or_create_parent(sweep, tags)
-            self._runs = self._existing_runs()
-        except (MlflowException, OSError) as error:
-            raise PrerequisiteError(
-                f"MLflow does not answer at {uri}: {str(error).splitlines()[0]}; start it "
-                "(mlflow server --host 127.0.0.1), or track locally: tracking=local"
-            ) from error
+        self._artifacts = (results / "mlflow" / "artifacts").resolve().as_uri() if conf.uri is None else None
+        self._storage = storage
         self._sweep = sweep
+        self._restore = restore
+        self._tags = tags
+        self._checked: set[str] = set()
         self.problem: str | None = None
+        self.deadline = math.inf  # on the monotonic clock: no attempt is begun after it
+        try:
+            if conf.uri is None:
+                create_database(_database(results))
+            self._client = MlflowClient(tracking_uri(conf, results))
+            self._connect()
+        except UNREACHABLE as error:
+            raise PrerequisiteError(_refusal(conf, results, sweep, error)) from error
+
+    @property
+    def num_runs(self) -> int:
+        """Attempts of the sweep that MLflow holds."""
+        return len(self._runs)
 
     def run_id(self, attempt: Attempt) -> str | None:
         """The child run of an attempt, or null while it has none."""
         return self._runs.get(attempt.name)
 
-    def log_attempts(self, cells: Sequence[Cell], states: dict[str, CellState], storage: Storage) -> None:
-        """Show every ended attempt of these cells that has no run yet, oldest first, and the counts of the sweep."""
-        if self.problem is not None:  # asking again would cost the sweep a time-out for each attempt
-            return
+    def log_attempts(self, cells: Sequence[Cell], states: Mapping[str, CellState]) -> None:
+        """Show every ended attempt of these cells that has no run yet, oldest first, and the counts of the sweep.
+
+        After a failure, all that MLflow has is looked up again first.
+        """
         ended = [(c, a) for c in cells for a in states[c.key].attempts if a.result is not None]
-        new = [(cell, attempt) for cell, attempt in ended if attempt.name not in self._runs]
         with self._answering():
-            for cell, attempt in sorted(new, key=lambda pair: _ended_at(pair[1])):
-                self._log(cell, attempt, storage)
-            now = int(time.time() * 1000)
-            counts = [MlflowMetric(name, count, now, 0) for name, count in _counts(states).items()]
-            self._client.log_batch(self._parent, metrics=counts)
+            if self.problem is not None:
+                self._connect()
+            waiting = [(cell, attempt) for cell, attempt in ended if not self._is_shown(attempt)]
+            waiting.sort(key=lambda pair: ended_at(pair[1]))
+            for number, (cell, attempt) in enumerate(waiting):
+                if time.monotonic() > self.deadline:
+                    self.problem = f"MLflow is slow: {len(waiting) - number} attempts are not shown yet"
+                    return
+                manifest = self._storage.manifest(cell.quantize_key)
+                self._show(attempt_page(self._sweep, cell, states[cell.key], attempt, manifest), cell)
+            note = RunTag(NOTE, sweep_note(self._sweep, cells, states))
+            self._client.log_batch(self._parent, _metrics(sweep_metrics(states), time.time()), tags=[note])
+            self.problem = None
 
     def close(self, status: CellStatus, tables: Path) -> None:
         """End the sweep's run, with the tables and the report in `tables` attached."""
+        if self.problem is not None:  # asking again would cost another time-out
+            return
         with self._answering():
-            for name in ("cells.csv", "report.html", "report.md"):
+            for name in TABLES:
                 self._client.log_artifact(self._parent, str(tables / name))
             self._client.set_terminated(self._parent, RUN_STATUS[status])
 
@@ -101,190 +171,161 @@ class Tracker:
         """MLflow is a view: when it fails in the middle of a sweep, the sweep goes on, and `problem` says why."""
         try:
             yield
-        except (MlflowException, OSError) as error:
-            self.problem = f"MLflow has stopped answering: {str(error).splitlines()[0]}"
+        except UNREACHABLE as error:
+            self.problem = f"MLflow has stopped answering: {_first_line(error)}"
 
-    def _find_or_create_experiment(self, conf: TrackingConf, results: Path) -> str:
-        found = self._client.get_experiment_by_name(conf.experiment)
-        if found is not None:
-            return str(found.experiment_id)
-        location = None if conf.uri else (results / "mlflow" / "artifacts").resolve().as_uri()
-        return str(
-            self._client.create_experiment(conf.experiment, artifact_location=location, tags=dict(EXPERIMENT_TAGS))
-        )
+    # --- what is there -----------------------------------------------------------------------------------------------
 
-    def _find_or_create_parent(self, sweep: str, tags: dict[str, str]) -> str:
-        found = self._client.search_runs(
-            [self._experiment], f"tags.`{TAG_SWEEP}` = '{sweep}' and tags.`ptqbench.kind` = 'sweep'", max_results=1
-        )
-        if found:
-            run_id = str(found[0].info.run_id)
+    def _connect(self) -> None:
+        self._experiment = self._find_or_create_experiment()
+        self._parent = self._find_or_create_parent()
+        self._runs = self._existing_runs()
+
+    def _find_or_create_experiment(self) -> str:
+        found = self._client.get_experiment_by_name(self._conf.experiment)
+        if found is None:
+            try:
+                created = self._client.create_experiment(
+                    self._conf.experiment, artifact_location=self._artifacts, tags=dict(EXPERIMENT_TAGS)
+                )
+                return str(created)
+            except MlflowException as error:
+                found = self._client.get_experiment_by_name(self._conf.experiment)
+                if found is None or error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+        if found.lifecycle_stage == LifecycleStage.DELETED:
+            self._client.restore_experiment(found.experiment_id)
+        if self._artifacts is not None and found.artifact_location != self._artifacts:
+            raise OSError(f"its files belong to {found.artifact_location}, from where it was moved or copied")
+        return str(found.experiment_id)
+
+    def _find_or_create_parent(self) -> str:
+        """The sweep's run. Of several (one was deleted and restored), the youngest."""
+        own = {TAG_KIND: "sweep", TAG_SWEEP: self._sweep, TAG_STORAGE: self._storage.id}
+        found = self._search(own)
+        for superfluous in found[1:]:
+            self._client.delete_run(superfluous.info.run_id)
+        if not found:
+            source = {"mlflow.source.name": "ptqbench sweep", "mlflow.source.type": "LOCAL"}
+            run = self._client.create_run(self._experiment, run_name=self._sweep, tags={**own, **source, **self._tags})
+            return str(run.info.run_id)
+        run_id = str(found[0].info.run_id)
+        if not self._restore:
             self._client.update_run(run_id, status="RUNNING")
-            self._client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
-            return run_id
-        run = self._client.create_run(
-            self._experiment, run_name=sweep, tags={TAG_SWEEP: sweep, "ptqbench.kind": "sweep", **tags, **_note(sweep)}
-        )
-        return str(run.info.run_id)
+            self._client.log_batch(run_id, tags=[RunTag(k, v) for k, v in self._tags.items()])
+        return run_id
 
     def _existing_runs(self) -> dict[str, str]:
-        """Attempt -> run id of the children of this sweep. A child that was left half written is deleted."""
-        children: list[Run] = []
+        """Attempt -> run id of the children of this sweep. What was left half written, or is there twice, is deleted.
+
+        A child of a parent that is gone becomes a child of the present one.
+        """
+        found: dict[str, str] = {}
+        for run in self._search({TAG_KIND: "attempt", TAG_SWEEP: self._sweep, TAG_STORAGE: self._storage.id}):
+            name, run_id = run.data.tags[TAG_ATTEMPT], run.info.run_id
+            if run.info.status == "RUNNING" or name in found:
+                self._client.delete_run(run_id)
+                continue
+            if run.data.tags[PARENT] != self._parent:
+                self._client.set_tag(run_id, PARENT, self._parent)
+            found[name] = run_id
+        return found
+
+    def _search(self, tags: Mapping[str, str]) -> list[Run]:
+        """All runs with these tags, the youngest first; deleted ones are not looked at."""
+        query = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+        found: list[Run] = []
         token: str | None = None
         while True:
-            page = self._client.search_runs(
-                [self._experiment], f"tags.mlflow.parentRunId = '{self._parent}'", max_results=1000, page_token=token
-            )
-            children += page
+            page = self._client.search_runs([self._experiment], query, max_results=1000, page_token=token)
+            found += page
             token = page.token
             if not token:
-                break
-        for child in children:
-            if child.info.status == "RUNNING":
-                self._client.delete_run(child.info.run_id)
-        return {c.data.tags[TAG_ATTEMPT]: c.info.run_id for c in children if c.info.status != "RUNNING"}
+                return found
 
-    def _log(self, cell: Cell, attempt: Attempt, storage: Storage) -> None:
-        assert attempt.result is not None
-        started, ended = int((attempt.directory / "cell.json").stat().st_mtime * 1000), _ended_at(attempt)
-        run = self._client.create_run(
-            self._experiment, start_time=started, run_name=cell.label, tags=self._tags(cell, attempt)
+    # --- one attempt -------------------------------------------------------------------------------------------------
+
+    def _is_shown(self, attempt: Attempt) -> bool:
+        """Whether nothing is left to do for an attempt; when restoring, its files have been looked at too."""
+        return attempt.name in self._runs and (not self._restore or attempt.name in self._checked)
+
+    def _show(self, page: RunPage, cell: Cell) -> None:
+        """Make the run of an attempt, or only attach the files it lacks."""
+        attempt = page.tags[TAG_ATTEMPT]
+        run_id = self._runs.get(attempt)
+        if run_id is not None:
+            self._attach(run_id, page, cell, there=self._sizes(run_id))
+        else:
+            tags = {**page.tags, TAG_STORAGE: self._storage.id, PARENT: self._parent}
+            run = self._client.create_run(
+                self._experiment, start_time=round(page.started * 1000), run_name=page.name, tags=tags
+            )
+            run_id = run.info.run_id
+            metrics = _metrics(page.metrics, page.ended)
+            self._client.log_batch(run_id, metrics[:MAX_BATCH], params=[Param(k, v) for k, v in page.params.items()])
+            for first in range(MAX_BATCH, len(metrics), MAX_BATCH):
+                self._client.log_batch(run_id, metrics[first : first + MAX_BATCH])
+            self._attach(run_id, page, cell, there={})
+            self._client.set_terminated(run_id, RUN_STATUS[page.status], end_time=round(page.ended * 1000))
+            self._runs[attempt] = run_id
+        self._checked.add(attempt)
+
+    def _sizes(self, run_id: str, directory: str | None = None) -> dict[str, int]:
+        """Bytes of each file attached to a run."""
+        found: dict[str, int] = {}
+        for file in self._client.list_artifacts(run_id, directory):
+            found |= self._sizes(run_id, file.path) if file.is_dir else {file.path: file.file_size or 0}
+        return found
+
+    def _attach(self, run_id: str, page: RunPage, cell: Cell, *, there: Mapping[str, int]) -> None:
+        """Attach the artifacts of a page that are not there in their size, in one go."""
+        with tempfile.TemporaryDirectory() as temporary:
+            staged = Path(temporary)
+            for name, text in page.texts.items():
+                (staged / name).write_text(text, encoding="utf-8")
+            for name, path in (page.files | self._checkpoint_files(page, cell)).items():
+                (staged / name).parent.mkdir(exist_ok=True)
+                (staged / name).symlink_to(path)
+            missing: defaultdict[str, list[Path]] = defaultdict(list)
+            for path in sorted(staged.rglob("*")):
+                name = path.relative_to(staged).as_posix()
+                if path.is_file() and there.get(name) != path.stat().st_size:
+                    missing[path.parent.relative_to(staged).as_posix()].append(path)
+            for directory, paths in missing.items():
+                for path in paths:
+                    self._client.log_artifact(run_id, str(path), None if directory == "." else directory)
+
+    def _checkpoint_files(self, page: RunPage, cell: Cell) -> dict[str, Path]:
+        """With tracking.upload_checkpoints, the files of a checkpoint that was scored, by their artifact names."""
+        if not self._conf.upload_checkpoints or page.status is not CellStatus.SUCCEEDED:
+            return {}
+        directory = self._storage.checkpoint(cell.quantize_key)
+        return {f"checkpoint/{path.name}": path for path in directory.iterdir() if path.is_file()}
+
+
+def _database(results: Path) -> Path:
+    return (results / "mlflow" / "mlflow.db").resolve()
+
+
+def _metrics(values: Mapping[str, float], seconds: float) -> list[MlflowMetric]:
+    """seconds: since 1970."""
+    return [MlflowMetric(name, value, round(seconds * 1000), 0) for name, value in values.items()]
+
+
+def _refusal(conf: TrackingConf, results: Path, sweep: str, error: Exception) -> str:
+    if conf.uri is not None:
+        return (
+            f"MLflow does not answer at {conf.uri}: {_first_line(error)}; start it (mlflow server --host 127.0.0.1), "
+            "or track locally: tracking=local"
         )
-        run_id = run.info.run_id
-        manifest = storage.manifest(cell.quantize_key)
-        metrics = [MlflowMetric(k, v, ended, 0) for k, v in _metrics(attempt, manifest).items()]
-        params = [Param(k, v) for k, v in _params(cell).items()]
-        tags = [RunTag(k, v) for k, v in (_failure_tags(attempt) | _degradation_tags(manifest)).items()]
-        self._client.log_batch(run_id, metrics=metrics, params=params, tags=tags)
-        self._log_artifacts(run_id, attempt, manifest)
-        if self._conf.upload_checkpoints and manifest is not None and manifest.files:
-            self._client.log_artifacts(run_id, str(storage.checkpoint(cell.quantize_key)), "checkpoint")
-        self._client.set_terminated(run_id, RUN_STATUS[CellStatus(attempt.result.status)], end_time=ended)
-        self._runs[attempt.name] = run_id
-
-    def _tags(self, cell: Cell, attempt: Attempt) -> dict[str, str]:
-        return {
-            "mlflow.parentRunId": self._parent,
-            TAG_SWEEP: self._sweep,
-            TAG_ATTEMPT: attempt.name,
-            "mlflow.source.name": "ptqbench sweep",
-            "mlflow.source.type": "LOCAL",
-            "ptqbench.kind": "attempt",
-            "ptqbench.cell_key": cell.key,
-            "ptqbench.quantize_key": cell.quantize_key,
-            "ptqbench.attempt_number": str(attempt.number),
-        }
-
-    def _log_artifacts(self, run_id: str, attempt: Attempt, manifest: Manifest | None) -> None:
-        for name in ("cell.json", "result.json", "log.txt"):
-            if (attempt.directory / name).exists():
-                self._client.log_artifact(run_id, str(attempt.directory / name))
-        assert attempt.result is not None
-        if attempt.result.failure is not None and attempt.result.failure.traceback:
-            self._client.log_text(run_id, attempt.result.failure.traceback, "traceback.txt")
-        if manifest is not None:
-            table = pd.DataFrame([vars(report) for report in manifest.layer_reports])
-            if len(table):
-                self._client.log_table(run_id, table, "layers.json")
-            summary = {k: v for k, v in vars(manifest).items() if k not in ("canary", "layer_reports")}
-            self._client.log_text(run_id, json.dumps(summary, indent=1), "manifest.json")
-
-
-def _note(sweep: str) -> dict[str, str]:
-    """What the page of the sweep's run says first."""
-    text = (
-        f"Sweep **{sweep}**: one child run per attempt at a cell, named by the cell's label (model, method, bits, "
-        "group size). Metrics are named `<task>.<metric>`; `report.html` and `cells.csv` under Artifacts compare them."
+    return (
+        f"MLflow's tables in {results / 'mlflow'} cannot be used: {_first_line(error)}; they are only a view: move "
+        f"that directory away, then make sync ARGS='name={sweep}'"
     )
-    return {"mlflow.note.content": text, "mlflow.source.name": "ptqbench sweep", "mlflow.source.type": "LOCAL"}
 
 
-def _ended_at(attempt: Attempt) -> int:
-    """Milliseconds since 1970."""
-    return int((attempt.directory / "result.json").stat().st_mtime * 1000)
-
-
-def _counts(states: Mapping[str, CellState]) -> dict[str, int]:
-    """How far the sweep is."""
-    statuses = Counter(state.status for state in states.values())
-    return {
-        "num_cells": len(states),
-        "num_succeeded": statuses[CellStatus.SUCCEEDED],
-        "num_failed": statuses[CellStatus.FAILED],
-    }
-
-
-def _params(cell: Cell) -> dict[str, str]:
-    config = cell.config
-    slots = ("rotate", "scale", "incohere", "keep", "clip", "tune", "round")
-    return {
-        "model": cell.model.name,
-        "method": config.method.name,
-        "bits": str(config.scheme.bits),
-        "group_size": str(config.scheme.group_size or "row"),
-        "seed": str(config.seed),
-        "lane": config.lane.name,
-        "calibration": config.calibration.name,
-        "suite": config.suite.name,
-        **{slot: _spoken(getattr(config.method, slot)) for slot in slots},
-        "scheme": _spoken(config.scheme),
-        "engine": cell.engine.name,
-        "engine_reason": cell.engine.reason,
-        "weight_format": cell.engine.weight_format,
-        "dtype": cell.engine.dtype,
-        "device": config.numerics.device,
-        "category": config.method.category,
-        "architecture": cell.model.architecture,
-        "model_repo": cell.model.repo,
-        "model_fingerprint": cell.model.fingerprint,
-    }
-
-
-def _spoken(stage: Any) -> str:
-    if type(stage).__name__.startswith("No"):
-        return "none"
-    fields = ", ".join(f"{k}={v}" for k, v in vars(stage).items())
-    return f"{type(stage).__name__}({fields})"
-
-
-def _metrics(attempt: Attempt, manifest: Manifest | None) -> dict[str, float]:
-    """What the suite measured first; then size, then cost."""
-    assert attempt.result is not None
-    quantize, evaluate = attempt.result.quantize, attempt.result.evaluate
-    found: dict[str, float] = {}
-    if evaluate is not None:
-        for metric in evaluate.metrics:
-            found[metric.name] = metric.value
-            if metric.stderr is not None:
-                found[f"{metric.name}_stderr"] = metric.stderr
-    if manifest is not None:
-        found |= {"bits_per_weight": manifest.bits_per_weight, "checkpoint_bytes": float(manifest.checkpoint_bytes)}
-    if quantize is not None:
-        found |= {"quantize_seconds": quantize.seconds, "quantize_peak_memory_gib": quantize.peak_memory_gib}
-    if evaluate is not None:
-        found |= {
-            "evaluate_seconds": stage_seconds(evaluate),
-            "evaluate_peak_memory_gib": evaluate.peak_memory_gib,
-            "canary_difference": evaluate.canary_difference,
-            **{f"evaluate_seconds.{step}": value for step, value in evaluate.seconds.items()},
-        }
-    return found
-
-
-def _failure_tags(attempt: Attempt) -> dict[str, str]:
-    assert attempt.result is not None
-    failure = attempt.result.failure
-    if failure is None:
-        return {}
-    message = failure.message[:MAX_MESSAGE]
-    return {
-        "mlflow.note.content": f"**{failure.kind}** in {failure.stage}:\n\n    {message}\n\nMore under Artifacts.",
-        "ptqbench.failure_kind": failure.kind.value,
-        "ptqbench.failure_stage": failure.stage,
-        "ptqbench.failure_message": message,
-    }
-
-
-def _degradation_tags(manifest: Manifest | None) -> dict[str, str]:
-    text = degradation(manifest) if manifest is not None else ""
-    return {"ptqbench.degraded": text[:MAX_MESSAGE]} if text else {}
+def _first_line(error: BaseException) -> str:
+    """Of what is at the bottom of it: the layers above tell of themselves."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -93,14 +93,15 @@ def sync(arguments: argparse.Namespace, console: Console) -> int:
     from orchestrator.run import open_tracker, show_sweep
 
     sweep, cells, storage = _known(arguments.overrides)
-    states = storage.states(cells)
-    tracker = open_tracker(sweep)
-    tracker.log_attempts(cells, states, storage)
-    problem = show_sweep(sweep, tracker, cells, states, storage)
+    with storage.lease(sweep.name):
+        states = storage.states(cells)
+        tracker = open_tracker(sweep, storage, restore=True)
+        tracker.log_attempts(cells, states)
+        problem = show_sweep(sweep, tracker, cells, states, storage)
     if problem is not None:
-        console.print(problem)
+        console.print(problem, markup=False, highlight=False)
         return 1
-    console.print(f"MLflow holds {sum(len(s.attempts) for s in states.values())} attempts of sweep {sweep.name}")
+    console.print(f"MLflow holds {tracker.num_runs} attempts of sweep {sweep.name}", highlight=False)
     return 0
 
 
@@ -120,12 +121,11 @@ def ui(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def gc(arguments: argparse.Namespace, console: Console) -> int:
-    """Remove checkpoints that no sweep under results/ needs."""
+    """Remove checkpoints that no sweep needs."""
     from orchestrator.gc import collect
 
     sweep = expand(results.as_started(arguments.overrides))
-    needed = {key for record in results.all_records().values() for key in record.quantize_keys}
-    return collect(Storage(Path(sweep.cluster.storage)), needed, console, really=arguments.yes)
+    return collect(results.open_storage(sweep), console, really=arguments.yes)
 
 
 def zoo(arguments: argparse.Namespace, console: Console) -> int:
@@ -141,4 +141,4 @@ def kernels(arguments: argparse.Namespace, console: Console) -> int:
 def _known(overrides: list[str]) -> tuple[Sweep, list[Cell], Storage]:
     """A sweep that was run before, resolved again."""
     sweep = expand(results.continued(overrides))
-    return sweep, resolve(sweep, declared_nodes(sweep.cluster), online=False), Storage(Path(sweep.cluster.storage))
+    return sweep, resolve(sweep, declared_nodes(sweep.cluster), online=False), results.open_storage(sweep)

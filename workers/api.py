@@ -6,9 +6,11 @@ from which tables, MLflow and resumption are rebuilt.
 
 import dataclasses
 import enum
+import functools
 import json
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -225,28 +227,47 @@ def to_json(value: Any) -> str:
 
 def from_json(cls: type[T], text: str) -> T:
     """Read what `to_json` wrote. Raises ValueError when the text is not that."""
-    return typing.cast(T, _build(cls, json.loads(text)))
+    annotation: Any = cls
+    read = _reader(annotation)
+    assert read is not None
+    return typing.cast(T, read(json.loads(text)))
 
 
-def _build(annotation: Any, value: Any) -> Any:
-    origin = typing.get_origin(annotation)
+@functools.cache
+def _reader(annotation: Any) -> Callable[[Any], Any] | None:
+    """What makes a value of this type out of JSON's; null where JSON's own value is left as it is.
+
+    Worked out once for a type: a sweep has thousands of results, and a manifest hundreds of reports.
+    """
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        (inner,) = [a for a in typing.get_args(annotation) if a is not type(None)]
-        return _build(inner, value)
+        (inner,) = [a for a in arguments if a is not type(None)]
+        read = _reader(inner)
+        return None if read is None else functools.partial(_optional, read)
     if origin is list:
-        (inner,) = typing.get_args(annotation)
-        return [_build(inner, v) for v in value]
+        return functools.partial(_list, _reader(arguments[0]))
     if origin is dict:
-        _, inner = typing.get_args(annotation)
-        return {k: _build(inner, v) for k, v in value.items()}
+        return functools.partial(_dict, _reader(arguments[1]))
     if dataclasses.is_dataclass(annotation):
-        hints = typing.get_type_hints(annotation)
-        try:
-            return annotation(**{k: _build(hints[k], v) for k, v in value.items()})  # type: ignore[operator]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not a {annotation}: {error}") from error
-    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
-        return annotation(value)
-    return value
+        readers = {name: read for name, hint in typing.get_type_hints(annotation).items() if (read := _reader(hint))}
+        return functools.partial(_dataclass, annotation, readers)
+    return annotation if isinstance(annotation, type) and issubclass(annotation, enum.Enum) else None
+
+
+def _optional(read: Callable[[Any], Any], value: Any) -> Any:
+    return None if value is None else read(value)
+
+
+def _list(read: Callable[[Any], Any] | None, value: Any) -> list[Any]:
+    return list(value) if read is None else [read(v) for v in value]
+
+
+def _dict(read: Callable[[Any], Any] | None, value: Any) -> dict[str, Any]:
+    return dict(value) if read is None else {k: read(v) for k, v in value.items()}
+
+
+def _dataclass(cls: Any, readers: dict[str, Callable[[Any], Any]], value: Any) -> Any:
+    try:
+        return cls(**(value | {name: read(value[name]) for name, read in readers.items() if name in value}))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a {cls}: {error}") from error

@@ -116,7 +116,7 @@ def given_windows(array: npt.NDArray[np.integer[Any]], count: int, length: int) 
     return np.asarray(array[:count], dtype=np.int64)
 
 
-def check_token_ids(windows: Windows, vocab_size: int) -> None:
+def check_token_ids(windows: npt.NDArray[np.integer[Any]], vocab_size: int) -> None:
     """Raise BadInputError when an id lies outside [0, vocab_size)."""
     wrong = (windows < 0) | (windows >= vocab_size)
     if wrong.any():

@@ -15,13 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from workers.api import Manifest, from_json, to_json
 from workers.errors import BadInputError
-from workers.files import replace
+from workers.files import locked, replace
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -61,6 +60,16 @@ class CheckpointReader:
                 raise BadInputError(_damage(path, f"`{wanted[0]}`{more}", error)) from error
         return tensors
 
+    def require_whole(self) -> None:
+        """Raise BadInputError when a shard is not as long as its header says. Reads the headers alone."""
+        for file in sorted(set(self.files.values())):
+            path = self.directory / file
+            try:
+                with safe_open(path, framework="pt"):
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise BadInputError(_damage(path, "the header", error)) from error
+
     def num_bytes(self) -> int:
         """Bytes of all shards."""
         return sum((self.directory / f).stat().st_size for f in set(self.files.values()))
@@ -83,7 +92,12 @@ def _tensor_files(directory: Path) -> dict[str, str]:
         return files
     single = directory / SINGLE
     if not single.exists():
-        raise BadInputError(f"{directory}: neither {SINGLE} nor {INDEX}")
+        pickled = ", ".join(sorted(path.name for path in directory.glob("*.bin")))
+        raise BadInputError(
+            f"{directory}: neither {SINGLE} nor {INDEX}"
+            + (f", only pickled weights ({pickled}), which can run code when loaded" if pickled else "")
+            + "; save the model as safetensors: save_pretrained(<directory>) of Transformers does"
+        )
     try:
         with safe_open(single, framework="pt") as shard:
             return dict.fromkeys(shard.keys(), SINGLE)
@@ -141,23 +155,36 @@ def partial_directory(storage: Path, quantize_key: str) -> Path:
 def claim(storage: Path, quantize_key: str) -> Iterator[None]:
     """The right to make a checkpoint, waited for: two sweeps over one storage may want the same one.
 
-    A lock of the operating system on a file beside the sweeps' leases; it ends with the process that holds it.
+    A lock of the operating system and not a file that is created, because it ends with the process that holds it,
+    however that ends; on a file system without locks the driver refuses to start. Raises FileNotFoundError where there
+    is no storage.
     """
-    directory = storage / "leases"
-    directory.mkdir(parents=True, exist_ok=True)
-    with FileLock(directory / f"{quantize_key}.lock"):
+    with locked(claim_file(storage, quantize_key)):
         yield
 
 
+def claim_file(storage: Path, quantize_key: str) -> Path:
+    """The file that is locked while a checkpoint is made."""
+    return storage / "leases" / f"{quantize_key}.lock"
+
+
 def read_manifest(directory: Path) -> Manifest | None:
-    """The manifest, or null where there is no finished checkpoint."""
-    path = directory / MANIFEST
-    return from_json(Manifest, path.read_text(encoding="utf-8")) if path.exists() else None
+    """The manifest, or null where there is no finished checkpoint; one that cannot be read finishes nothing."""
+    try:
+        return from_json(Manifest, (directory / MANIFEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
 
 
-def is_intact(directory: Path, manifest: Manifest) -> bool:
-    """Whether every file is there with the manifest's content."""
-    return all((directory / f).exists() and sha256(directory / f) == h for f, h in manifest.files.items())
+def damage(directory: Path, manifest: Manifest) -> str | None:
+    """Which file is missing or not what the manifest says, or null where every one is intact."""
+    for name, expected in manifest.files.items():
+        path = directory / name
+        if not path.exists():
+            return f"{path} is missing"
+        if (found := sha256(path)) != expected:
+            return f"{path} has {path.stat().st_size} bytes of sha256 {found[:16]}, the manifest says {expected[:16]}"
+    return None
 
 
 def commit(partial: Path, final: Path, manifest: Manifest) -> None:

@@ -26,6 +26,8 @@ Content = str | list[str] | npt.NDArray[np.integer[Any]]  # one stream | documen
 
 GZIP_MAGIC = b"\x1f\x8b"
 PARQUET_MAGIC = b"PAR1"
+NPY_MAGIC = b"\x93NUM"
+ZIP_MAGIC = b"PK"
 BYTE_ORDER_MARK = "\ufeff"
 
 
@@ -118,12 +120,14 @@ def read_documents(path: Path) -> Iterator[str]:
 
 def read_tokens(path: Path) -> npt.NDArray[np.integer[Any]]:
     """An integer .npy as it is, mapped into memory; never unpickled."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise BadInputError(f"{path} is not a .npy file of integers: {error}") from error
-    if not isinstance(array, np.ndarray):
+    if _magic(path).startswith(ZIP_MAGIC):
         raise BadInputError(f"{path} is an archive; token ids come as one .npy array")
+    if not _magic(path).startswith(NPY_MAGIC):
+        raise BadInputError(f"{path} is not a .npy file of integers; numpy.save writes one")
+    try:
+        array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise BadInputError(f"{path} is not a whole .npy file of integers: {error}") from error
     if array.dtype.kind not in "iu":
         raise BadInputError(f"{path} holds {array.dtype}, not integers")
     return array
@@ -143,7 +147,9 @@ def _read_wikitext_parquet(path: Path) -> str:
     try:
         lines = pyarrow.parquet.ParquetFile(path).read(columns=["text"]).column("text").to_pylist()
     except (pyarrow.ArrowException, KeyError, OSError) as error:
-        raise BadInputError(f"{path} is not a readable parquet file with a column `text`: {error}") from error
+        raise BadInputError(
+            f"{path} is not a readable parquet file with a column `text`: {' '.join(str(error).split())}"
+        ) from error
     for number, line in enumerate(lines, start=1):
         if not isinstance(line, str):
             raise BadInputError(f"{path}: row {number} of column `text` is not a string")

@@ -114,7 +114,7 @@ def _stage(
         except Exception as error:
             if not capture_output:
                 raise
-            failure = _without_secrets(classify(stage, error, attempt / "log.txt"), request)
+            failure = _without_secrets(classify(stage, error), request)
             log.error("%s: %s\n%s", failure.kind, failure.message, failure.traceback)
             is_written = _write_failure(attempt, request, failure)
     if is_written and failure.kind in FATAL_KINDS:

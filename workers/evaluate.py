@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from workers.api import EvaluateRequest, EvaluateResult, Manifest, Metric
-from workers.calibration import Windows, evaluation_windows
-from workers.checkpoint import checkpoint_directory, is_intact, read_manifest
+from workers.calibration import Windows, check_token_ids, evaluation_windows
+from workers.checkpoint import CheckpointReader, checkpoint_directory, damage, read_manifest
 from workers.datasets import load_content
 from workers.engine.environment import ENVIRONMENT
 from workers.errors import BadInputError, NumericalError
-from workers.evaluator import Evaluator, context_length, engine_dtype, read_config, timed
+from workers.evaluator import Evaluator, context_length, engine_dtype, read_config, text_config, timed
 from workers.export import write_dense
 from workers.model_files import load_tokenizer, local_directory
 from workers.process import peak_memory_gib, reset_peak_memory
@@ -34,7 +34,8 @@ def evaluate(evaluator: Evaluator, request: EvaluateRequest) -> EvaluateResult:
     checkpoint = checkpoint_directory(Path(request.storage), request.quantize_key)
     seconds: dict[str, float] = {}
     with timed(seconds, "text"):
-        windows = {task: _windows(request, task, tokenizer) for task in suite.perplexity}
+        vocab_size = int(text_config(config)["vocab_size"])
+        windows = {task: _windows(request, task, tokenizer, vocab_size) for task in suite.perplexity}
     with timed(seconds, "hash"):
         manifest = _manifest(checkpoint)
     length = max(context_length(suite, config), *map(len, manifest.canary.tokens))
@@ -102,15 +103,17 @@ def _device() -> str:
 def _manifest(checkpoint: Path) -> Manifest:
     manifest = read_manifest(checkpoint)
     if manifest is None:
-        raise BadInputError(f"{checkpoint}: no finished checkpoint; run the sweep again to make it")
-    if not is_intact(checkpoint, manifest):
-        raise BadInputError(f"{checkpoint}: a file is not what the manifest says; delete the directory and run again")
+        raise BadInputError(f"{checkpoint}: no finished checkpoint; resubmit makes it anew")
+    if (found := damage(checkpoint, manifest)) is not None:
+        raise BadInputError(f"{found}; resubmit makes the checkpoint anew")
     return manifest
 
 
-def _windows(request: EvaluateRequest, task: str, tokenizer: Any) -> Windows:
+def _windows(request: EvaluateRequest, task: str, tokenizer: Any, vocab_size: int) -> Windows:
     text = request.texts[task]
-    return evaluation_windows(text.source, load_content(text), tokenizer, request.suite.sequence_length)
+    windows = evaluation_windows(text.source, load_content(text), tokenizer, request.suite.sequence_length)
+    check_token_ids(windows, vocab_size)
+    return windows
 
 
 @contextmanager
@@ -119,6 +122,7 @@ def _servable(
 ) -> Iterator[Path]:
     """The directory an engine loads: the model's own, or a packed checkpoint multiplied out and gone afterwards."""
     if manifest.weight_format == "source":
+        CheckpointReader(source).require_whole()  # an engine would name neither the file nor what is missing
         yield source
         return
     with tempfile.TemporaryDirectory(prefix=".dense-", dir=checkpoint.parent) as temporary:

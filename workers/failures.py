@@ -8,7 +8,6 @@ here, by the first in their chain of causes that has a kind; what to do about a 
 import errno
 import os
 import traceback
-from pathlib import Path
 
 import kernels
 from workers.api import Failure, FailureKind
@@ -23,10 +22,10 @@ STORAGE_LOST_ERRORS = (errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.ENOTCONN,
 BEHIND_AN_ENGINE = (FailureKind.OUT_OF_MEMORY, FailureKind.CUDA, FailureKind.WORKER_LOST, FailureKind.DISK_FULL)
 
 
-def classify(stage: str, error: BaseException, log: Path) -> Failure:
-    """The Failure of a stage that raised. log: the attempt's log.txt, named where it says more."""
+def classify(stage: str, error: BaseException) -> Failure:
+    """The Failure of a stage that raised. Equal errors of several cells have equal messages."""
     kind = _kind(error)
-    more = _more(kind, log)
+    more = _more(kind, error)
     return Failure(
         stage=stage,
         kind=kind,
@@ -79,26 +78,26 @@ def _says_disk_full(error: BaseException) -> bool:
 
 def _message(error: BaseException) -> str:
     """An error of ours is its words. To others their type is added, the node, and what the first cause says."""
-    text = str(error).strip()
+    text = " ".join(str(error).split())
     if isinstance(error, CellError | PrerequisiteError) and text:
         return text
     words = f"{type(error).__name__}: {text}" if text else type(error).__name__
     *_, first = causes(error)
-    if first is not error and str(first).strip() not in words:
-        words += f"; caused by {type(first).__name__}: {str(first).strip()}"
+    if first is not error and (reason := " ".join(str(first).split())) not in words:
+        words += f"; caused by {type(first).__name__}: {reason}"
     return f"{words} (on {os.uname().nodename})"
 
 
-def _more(kind: FailureKind, log: Path) -> str | None:
+def _more(kind: FailureKind, error: BaseException) -> str | None:
     """What this process alone knows of such a failure, or null."""
     match kind:
         case FailureKind.CUDA:
             versions = ", ".join(f"{operation}: {version}" for operation, version in kernels.status().items())
             return f"Kernels here: {versions}"
         case FailureKind.ENGINE | FailureKind.PARITY:
-            return f"The checkpoint is kept: `resubmit` goes on with its evaluation. Log: {log}"
+            return "The checkpoint is kept, `resubmit` goes on with its evaluation; log.txt has the engine's own words"
+        case FailureKind.PREREQUISITE if not isinstance(error, PrerequisiteError):
+            return "Where access is what is missing, give every node a token: cluster.secrets.HF_TOKEN=<file>"
         case FailureKind.DISK_FULL:
             return "What this stage had begun to write is removed"
-        case FailureKind.INTERNAL:
-            return f"Log: {log}"
     return None

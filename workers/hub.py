@@ -9,7 +9,7 @@ from workers.errors import PrerequisiteError, TransientError
 # What the hub's client lets through: its own errors, its HTTP library's and its transfer library's.
 HUB_ERRORS = (OSError, httpx2.HTTPError, RuntimeError)
 NETWORK_LIBRARIES = ("aiohttp", "httpx", "httpx2", "huggingface_hub", "requests", "urllib3")
-# Refusals that carry no HTTP status.
+# Refusals that carry no HTTP status, as a type or, where a library tells them as a lost connection, in its words.
 REFUSALS = ("DatasetNotFoundError", "OfflineModeIsEnabled")
 ASKED_TO_WAIT = (408, 425, 429)  # of the 4xx, those that say to come back later
 
@@ -29,7 +29,7 @@ def is_refusal(error: BaseException) -> bool:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(status, int):
         return 400 <= status < 500 and status not in ASKED_TO_WAIT
-    return type(error).__name__ in REFUSALS
+    return any(name in f"{type(error).__name__}: {error}" for name in REFUSALS)
 
 
 def is_outage(error: BaseException) -> bool:

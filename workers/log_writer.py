@@ -21,6 +21,7 @@ from workers.redaction import Redactor
 
 STAGE_BYTES = 4 * 2**20  # kept of one stage; an attempt has two
 READ_BYTES = 2**16
+QUIET_SECONDS = 1.0  # after which a line without an end is written: Ray kills this process with the worker it stops
 MARGIN_BYTES = 4096  # held back of a line without an end: a secret of a known form may have begun in them
 
 
@@ -96,6 +97,11 @@ class Output:
         self._log: BoundedLog | None = None
         self._rest = b""  # of a line that has not ended; a carriage return ends one too
 
+    @property
+    def has_unfinished_line(self) -> bool:
+        """Whether something waits for the end of its line."""
+        return bool(self._rest)
+
     def obey(self, message: dict[str, Any]) -> None:
         """A line of the worker's."""
         self.flush()
@@ -141,8 +147,10 @@ def run(output: int, control: int) -> None:
     kept = Output()
     sources = [output, control]
     while output in sources:
-        ready, _, _ = select.select(sources, [], [])
-        if control in ready:
+        ready, _, _ = select.select(sources, [], [], QUIET_SECONDS if kept.has_unfinished_line else None)
+        if not ready:
+            kept.flush()
+        elif control in ready:
             line = _line(control)
             if not line:
                 sources.remove(control)

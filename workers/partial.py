@@ -44,9 +44,9 @@ def take_up(partial: Path) -> tuple[list[list[LayerReport]], dict[str, torch.Ten
     """Reports of the blocks saved whole, and the streams after them; empty where there is nothing to take up.
 
     Makes the directory where there is none, and removes what cannot be used: files that a killed worker was writing,
-    and everything when a saved block is not what it was.
+    and everything when a saved block is not what it was. Raises FileNotFoundError where there is no storage.
     """
-    partial.mkdir(parents=True, exist_ok=True)
+    partial.mkdir(exist_ok=True)
     _remove(partial.glob(".*"))
     try:
         with safe_open(partial / STREAMS, framework="pt") as file:

@@ -6,7 +6,6 @@ block and its outputs are on disk before the next begins, so a killed worker's s
 """
 
 import dataclasses
-import errno
 import logging
 import shutil
 import time
@@ -25,6 +24,7 @@ from workers.block import QuantizedBlock, quantize_block
 from workers.calibration import Windows, calibration_windows, canary_tokens, token_hash
 from workers.datasets import load_content
 from workers.errors import NoOpError, NumericalError
+from workers.failures import is_disk_full
 from workers.methods.registry import is_baseline, needs
 from workers.model_files import load_tokenizer, local_directory
 from workers.process import peak_memory_gib, reset_peak_memory, return_freed_memory, versions
@@ -70,12 +70,12 @@ def quantize(request: QuantizeRequest) -> Manifest | None:
     unfinished = ck.partial_directory(storage, request.quantize_key)
     with ck.claim(storage, request.quantize_key):
         found = ck.read_manifest(final)
-        if found is not None and ck.is_intact(final, found):
+        if found is not None and ck.damage(final, found) is None:
             return None
         try:
             manifest = _make(request, unfinished)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if is_disk_full(error):
                 shutil.rmtree(unfinished, ignore_errors=True)
             raise
         ck.commit(unfinished, final, manifest)

@@ -5,12 +5,14 @@ an unexplained hole.
 """
 
 import dataclasses
+import functools
 import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -21,6 +23,8 @@ BASELINE = "none"  # the method that leaves the model in 16 bits
 NOT_ASKED = "not in the sweep"
 NOT_SCORED = "not scored"
 WIN_DEVIATIONS = 2.0
+
+Record = dict[str, Any]  # one cell: column -> value
 
 
 @dataclass(frozen=True)
@@ -95,22 +99,45 @@ class Pivot:
     models: tuple[ModelRows, ...]
 
     def distinct(self, attribute: str) -> int:
-        """How many values an attribute of the rows takes."""
-        return len({getattr(row, attribute) for model in self.models for row in model.rows})
+        """How many values an attribute of the rows takes: group_size, lane or variant."""
+        return self._distinct[attribute]
+
+    @functools.cached_property
+    def _distinct(self) -> dict[str, int]:
+        rows = [row for model in self.models for row in model.rows]
+        return {name: len({getattr(row, name) for row in rows}) for name in ("group_size", "lane", "variant")}
 
 
 def pivot(cells: pd.DataFrame, metric: MetricSpec) -> Pivot:
     """The table of one metric. cells: as `columns.normalise` returns them."""
-    cells = cells.assign(variant=variants(cells))
-    quantized = cells[cells["method"] != BASELINE]
-    bits = tuple(sorted(int(b) for b in quantized["bits"].unique()))
+    return pivots(cells, [metric])[0]
+
+
+def pivots(cells: pd.DataFrame, specs: Sequence[MetricSpec]) -> list[Pivot]:
+    """A table for each metric. cells: as `columns.normalise` returns them."""
+    found = cells.assign(variant=variants(cells)).to_dict("records")
+    records = [{str(name): value for name, value in record.items()} for record in found]
+    return [_pivot(records, metric) for metric in specs]
+
+
+def _pivot(cells: list[Record], metric: MetricSpec) -> Pivot:
+    bits = tuple(sorted({int(cell["bits"]) for cell in cells if cell["method"] != BASELINE}))
     models = []
-    for model, of_model in cells.groupby("model", sort=False):
-        of_baseline = of_model[of_model["method"] == BASELINE]
-        baselines = {str(v): _entry(group, metric) for v, group in of_baseline.groupby("variant", sort=False)}
-        rows = _mark_best(_rows(of_model[of_model["method"] != BASELINE], metric, bits), metric)
-        models.append(ModelRows(str(model), str(of_model["architecture"].iloc[0]), baselines, rows))
+    for (model,), of_model in _groups(cells, "model").items():
+        of_baseline = [cell for cell in of_model if cell["method"] == BASELINE]
+        baselines = {str(v): _entry(group, metric) for (v,), group in _groups(of_baseline, "variant").items()}
+        rows = _rows([cell for cell in of_model if cell["method"] != BASELINE], metric, bits)
+        models.append(ModelRows(str(model), str(of_model[0]["architecture"]), baselines, _mark_best(rows, metric)))
     return Pivot(metric, bits, tuple(models))
+
+
+def _groups(cells: list[Record], *columns: str) -> dict[tuple[Any, ...], list[Record]]:
+    """Cells by their values in these columns, in order of appearance; null where there is none."""
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for cell in cells:
+        key = tuple(None if pd.isna(cell[column]) else cell[column] for column in columns)
+        groups.setdefault(key, []).append(cell)
+    return groups
 
 
 def relative(entry: Entry, baseline: Entry, change: Callable[[float, float], float]) -> Entry:
@@ -156,45 +183,48 @@ def log_ratio(value: float, baseline: float) -> float:
     return math.log(value / baseline)
 
 
-def _rows(cells: pd.DataFrame, metric: MetricSpec, bits: tuple[int, ...]) -> tuple[Row, ...]:
-    order = {method: position for position, method in enumerate(cells["method"].unique())}
+def _rows(cells: list[Record], metric: MetricSpec, bits: tuple[int, ...]) -> tuple[Row, ...]:
+    order = {method: position for position, method in enumerate(dict.fromkeys(cell["method"] for cell in cells))}
     rows = []
-    for _, group in cells.groupby(["method", "group_size", "lane", "variant"], sort=False, dropna=False):
-        first = group.iloc[0]
+    for (method, group_size, lane, variant), group in _groups(cells, "method", "group_size", "lane", "variant").items():
+        of_bits = _groups(group, "bits")
         rows.append(
             Row(
-                method=str(first["method"]),
-                category=str(first["category"]),
-                group_size=None if pd.isna(first["group_size"]) else int(first["group_size"]),
-                lane=str(first["lane"]),
-                variant=str(first["variant"]),
-                entries={b: _entry(group[group["bits"] == b], metric) for b in bits},
+                method=str(method),
+                category=str(group[0]["category"]),
+                group_size=None if group_size is None else int(group_size),
+                lane=str(lane),
+                variant=str(variant),
+                entries={b: _entry(of_bits.get((b,), []), metric) for b in bits},
             )
         )
     return tuple(sorted(rows, key=lambda row: order[row.method]))
 
 
-def _entry(cells: pd.DataFrame, metric: MetricSpec) -> Entry:
-    if cells.empty:
+def _entry(cells: list[Record], metric: MetricSpec) -> Entry:
+    if not cells:
         return Entry(missing=((NOT_ASKED, 0),))
-    succeeded = cells["status"] == "SUCCEEDED"
-    scored = cells[succeeded & cells[metric.column].notna()]
-    reasons = Counter(_reason(cell) for _, cell in cells.drop(scored.index).iterrows())
+    scored = [cell for cell in cells if _is_scored(cell, metric)]
+    others = [cell for cell in cells if not _is_scored(cell, metric)]
     return Entry(
-        values=tuple(float(v) for v in scored[metric.column]),
+        values=tuple(float(cell[metric.column]) for cell in scored),
         stderr=_mean(scored, metric.column + STDERR_SUFFIX),
         bits_per_weight=_mean(scored, "bits_per_weight"),
-        degraded=int(scored["degraded"].notna().sum()),
-        missing=tuple(reasons.items()),
+        degraded=len([cell for cell in scored if pd.notna(cell["degraded"])]),
+        missing=tuple(Counter(map(_reason, others)).items()),
     )
 
 
-def _mean(cells: pd.DataFrame, column: str) -> float | None:
-    known = cells[column].dropna() if column in cells.columns else ()
-    return sum(map(float, known)) / len(known) if len(known) else None
+def _is_scored(cell: Record, metric: MetricSpec) -> bool:
+    return bool(cell["status"] == "SUCCEEDED" and pd.notna(cell[metric.column]))
 
 
-def _reason(cell: pd.Series) -> str:
+def _mean(cells: list[Record], column: str) -> float | None:
+    known = [float(cell[column]) for cell in cells if pd.notna(cell.get(column))]
+    return sum(known) / len(known) if known else None
+
+
+def _reason(cell: Record) -> str:
     if cell["status"] == "SUCCEEDED":
         return NOT_SCORED
     kind = cell["failure_kind"]
@@ -205,19 +235,18 @@ def _mark_best(rows: tuple[Row, ...], metric: MetricSpec) -> tuple[Row, ...]:
     """Mark winners: within one bits, group size, lane and variant, by more than two pooled standard deviations."""
     if metric.lower_is_better is None:
         return rows
+    alike: dict[tuple[int | None, str, str], list[Row]] = {}
+    for row in rows:
+        alike.setdefault((row.group_size, row.lane, row.variant), []).append(row)
     marked = []
     for row in rows:
-        rivals = [r for r in rows if r is not row and _alike(r, row)]
+        rivals = [r for r in alike[row.group_size, row.lane, row.variant] if r is not row]
         entries = {
             b: dataclasses.replace(e, best=wins(e, [r.entries[b] for r in rivals], metric.lower_is_better))
             for b, e in row.entries.items()
         }
         marked.append(dataclasses.replace(row, entries=entries))
     return tuple(marked)
-
-
-def _alike(one: Row, other: Row) -> bool:
-    return (one.group_size, one.lane, one.variant) == (other.group_size, other.lane, other.variant)
 
 
 def wins(entry: Entry, rivals: list[Entry], lower_is_better: bool) -> bool:

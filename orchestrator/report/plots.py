@@ -9,7 +9,7 @@ import itertools
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
@@ -48,6 +48,7 @@ SETTINGS: dict[RcKeyType, Any] = {
     "figure.facecolor": PAPER,
 }
 WIDTH_INCHES, HEIGHT_INCHES, LEGEND_ROW_INCHES = 5.4, 3.9, 0.24
+MAX_PLOTS = 24  # a second each, and more than that nobody compares
 DECADE = 10.0
 MAX_DIRECT_LABELS, MAX_LEADER_BITS = 8, 0.3
 LABEL_GAP_POINTS = 14.0
@@ -69,9 +70,14 @@ class Plot:
 
 
 def perplexity_plots(pivot: Pivot) -> list[Plot]:
-    """A plot for each model that has at least one point."""
-    drawn = [panel for model in pivot.models for panel in panels(pivot, model)]
-    return [_plot(pivot, panel, index) for index, panel in enumerate(drawn, start=1)]
+    """A plot for each model that has at least one point, at most MAX_PLOTS; the last says which are left out."""
+    drawable = [panel for model in pivot.models for panel in panels(pivot, model)]
+    plots = [_plot(pivot, panel, index) for index, panel in enumerate(drawable[:MAX_PLOTS], start=1)]
+    left_out = ", ".join(panel.name for panel in drawable[MAX_PLOTS:])
+    if left_out:
+        more = f"{len(drawable) - MAX_PLOTS} more figures are left out, the tables hold their numbers: {left_out}."
+        plots[-1] = replace(plots[-1], note=f"{plots[-1].note} {more}".strip())
+    return plots
 
 
 def _plot(pivot: Pivot, panel: Panel, index: int) -> Plot:

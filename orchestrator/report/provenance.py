@@ -1,9 +1,11 @@
 """What each cell really got: counts, warnings, failures, engines, cost. Pure; cells as `columns.normalise` returns."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pandas as pd
 
+from orchestrator.next_step import NEXT_STEPS
 from orchestrator.report import text
 from orchestrator.report.pivots import BASELINE
 from orchestrator.report.tables import Mark, Section, Table, TextCell, bare
@@ -12,6 +14,7 @@ STATUSES = ("SUCCEEDED", "FAILED", "PENDING", "RUNNING", "CANCELLED", "NOT_APPLI
 OPEN = ("PENDING", "RUNNING", "CANCELLED")
 LEFT_OUT = ("NOT_APPLICABLE", "NOT_IMPLEMENTED")
 UNKNOWN = "-"
+ATTEMPT_COLUMNS = ("label", "number", "outcome", "stage", "began", "seconds", "message")
 
 
 def headline(cells: pd.DataFrame) -> list[tuple[str, int]]:
@@ -35,14 +38,45 @@ def degraded_table(cells: pd.DataFrame) -> Table | None:
 
 
 def failure_table(cells: pd.DataFrame) -> Table | None:
-    """Failures by kind and message."""
-    columns = (("cells", False), ("kind", False), ("message", False))
+    """Failures by kind and message, with what to do about the kind."""
+    columns = (("cells", False), ("kind", False), ("message", False), ("next", False))
     failed = cells[cells["status"] == "FAILED"].sort_values("failure_kind", kind="stable")
     rows = [
-        (labels, TextCell(marks=(Mark(kind, "bad"),)), bare(message))
+        (labels, TextCell(marks=(Mark(kind, "bad"),)), bare(message), bare(_next_step(kind)))
         for labels, (kind, message) in _grouped(failed, ["failure_kind", "failure_message"])
     ]
     return _plain("Failed", columns, rows)
+
+
+def attempts_table(attempts: pd.DataFrame) -> Table | None:
+    """Every attempt at the cells that were tried more than once. attempts: `ATTEMPT_COLUMNS`, in their order."""
+    columns = (("attempt", False), ("ended", False), ("began", False), ("s", True), ("message", False))
+    sections = []
+    for label, tries in attempts.groupby("label", sort=False):
+        if len(tries) == 1:
+            continue
+        rows = tuple(
+            (
+                bare(str(one["number"])),
+                TextCell(marks=(_mark(one),)),
+                bare(str(one["began"])),
+                bare(_number(one["seconds"], 0)),
+                bare(_text(one["message"])),
+            )
+            for _, one in tries.iterrows()
+        )
+        sections.append(Section(str(label), rows))
+    return Table("Attempts at cells that were tried more than once", columns, tuple(sections)) if sections else None
+
+
+def _mark(one: "pd.Series[Any]") -> Mark:
+    """How an attempt ended, and in which stage if it failed."""
+    tone = "quiet" if one["outcome"] in STATUSES else "bad"
+    return Mark(f"{one['outcome']} in {one['stage']}" if one["stage"] else str(one["outcome"]), tone)
+
+
+def _next_step(kind: str) -> str:
+    return next((step for known, step in NEXT_STEPS.items() if known == kind), UNKNOWN)
 
 
 def left_out_table(cells: pd.DataFrame) -> Table | None:

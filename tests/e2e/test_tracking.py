@@ -1,62 +1,25 @@
-"""An MLflow server that goes away: at the start it is a prerequisite, in the middle the sweep goes on without it."""
+"""An MLflow server that goes away: at the start it is a prerequisite, in the middle the sweep goes on without it. Its
+tables may be PostgreSQL's.
+"""
 
-import os
-import signal
-import socket
+import shutil
 import subprocess
-import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
+from conf.schema import TrackingConf
 from tests.e2e.command_line import ENVIRONMENT, cells, command, ptqbench, write_tokens
+from tests.e2e.servers import Server, initdb, postgresql
+from tests.orchestrator.tracked_sweep import Sweep
 from tests.workers.tiny_requests import write_llama
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-class Server:
-    """MLflow on loopback, with its tables in a directory."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self._port}"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        store = f"sqlite:///{self._directory / 'server.db'}"
-        options = ["--backend-store-uri", store, "--artifacts-destination", str(self._directory / "files")]
-        address = ["--host", "127.0.0.1", "--port", str(self._port), "--workers", "1"]
-        log = (self._directory / "server.log").open("ab")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *options, *address],
-            env=ENVIRONMENT,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        for _ in range(1200):
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=5)
-                return
-            except OSError:
-                time.sleep(0.1)
-        pytest.fail((self._directory / "server.log").read_text())
-
-    def stop(self) -> None:
-        """With its own children: it starts a process for its workers."""
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-
-
+@pytest.mark.ray
 def test_a_server_that_dies_in_the_middle_costs_no_results_and_is_made_up_for_by_sync(tmp_path: Path) -> None:
     server = Server(tmp_path)
     model = write_llama(tmp_path / "model")
@@ -90,3 +53,30 @@ def test_a_server_that_dies_in_the_middle_costs_no_results_and_is_made_up_for_by
         assert again.returncode == 0 and "nothing to run" in again.stdout
     finally:
         server.stop()
+
+
+def test_a_server_on_postgresql_that_keeps_the_artifacts_is_restored_by_sync(tmp_path: Path) -> None:
+    programs = initdb()
+    if programs is None:
+        pytest.skip("no PostgreSQL here: neither initdb on the path nor /usr/lib/postgresql/*/bin/initdb")
+    with postgresql(programs.parent) as address:
+        server = Server(tmp_path, address)
+        try:
+            server.start()
+            sweep = Sweep(tmp_path / "results", conf=TrackingConf(name="server", uri=server.uri))
+            sweep.run()
+            before = sweep.view()
+            assert len(before) == 5 and all(shown["artifacts"] for shown in before.values())
+            assert not (tmp_path / "results" / "mlflow").exists()
+
+            sweep.client.delete_run(sweep.runs("sweep")[0].info.run_id)
+            next(server.artifacts.rglob("traceback.txt")).unlink()
+            sweep.sync()
+            assert sweep.view() == before
+
+            sweep.client.delete_experiment(sweep.experiment)
+            shutil.rmtree(server.artifacts)
+            sweep.sync()
+            assert sweep.view() == before
+        finally:
+            server.stop()

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from conf import register
 from tests.orchestrator.hand_made import write_checkpoint, write_text
 
 _compose = functools.cache(register.compose)
+_merged = functools.cache(register._merged.__wrapped__)
 
 
 @pytest.fixture
@@ -20,6 +22,17 @@ def quick_composition(monkeypatch: pytest.MonkeyPatch) -> None:
         return _compose(tuple(overrides))
 
     monkeypatch.setattr(register, "compose", compose)
+    monkeypatch.setattr(register, "_merged", _Merged())
+
+
+class _Merged:
+    """Files that do not change are merged once, whatever number of contexts is opened."""
+
+    def __call__(self, options: tuple[str, ...]) -> Any:
+        return _merged(options)
+
+    def cache_clear(self) -> None:
+        pass
 
 
 @pytest.fixture

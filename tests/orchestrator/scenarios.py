@@ -1,5 +1,7 @@
 """Cells, nodes and faults from which tests of the schedule are made."""
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
 from orchestrator.events import Job, Node
@@ -23,6 +25,7 @@ LADDERS: tuple[Ladder, ...] = (
 )
 LARGEST = Node("n0", 8, 64, 512.0)
 NODES = (LARGEST, Node("n1", 4, 16, 128.0), Node("n2", 1, 4, 32.0), Node("n3", 0, 4, 9.7))
+CLUSTERS = (NODES, tuple(Node(f"n{i}", 4, 16, 128.0) for i in range(3)), (LARGEST, Node("n1", 8, 64, 512.0)))
 KINDS = tuple(FailureKind)
 
 
@@ -46,18 +49,19 @@ def job(
 
 @st.composite
 def sweeps(draw: st.DrawFn) -> list[Job]:
-    """Cells of a few models with baselines, shared checkpoints, and ladders that differ per model."""
+    """Cells of a few models with baselines, shared checkpoints, ladders that differ per model, and two engines."""
     jobs = []
     for model in range(draw(st.integers(1, 3))):
-        quantize, evaluate = draw(st.sampled_from(LADDERS)), draw(st.sampled_from(LADDERS))
+        quantize = draw(st.sampled_from(LADDERS))
+        engines = [(f"m{model} {engine}", draw(st.sampled_from(LADDERS))) for engine in "ab"[: draw(st.integers(1, 2))]]
         for i in range(draw(st.integers(1, 6))):
-            key = f"{model}.{i}"
             shared = f"q-{model}.{draw(st.integers(0, i))}"
+            host_key, evaluate = draw(st.sampled_from(engines))
             jobs.append(
                 Job(
-                    key,
+                    f"{model}.{i}",
                     shared,
-                    f"m{model}",
+                    host_key,
                     quantize,
                     evaluate,
                     draw(st.floats(1.0, 500.0)),
@@ -67,16 +71,23 @@ def sweeps(draw: st.DrawFn) -> list[Job]:
                 )
             )
     ready = draw(st.sets(st.sampled_from(sorted({j.quantize_key for j in jobs}))))
-    return [Job(**{**vars(j), "checkpoint_ready": j.quantize_key in ready}) for j in jobs]
+    return [replace(job, checkpoint_ready=job.quantize_key in ready) for job in jobs]
 
 
 FAULTS = st.builds(
     Faults,
+    stage_seconds=st.sampled_from([60.0, 60.0, 350.0]),
     failure_chance=st.sampled_from([0.0, 0.1, 0.5]),
     kinds=st.sampled_from([KINDS, (FailureKind.WORKER_LOST,), (FailureKind.OUT_OF_MEMORY,), (FailureKind.TRANSIENT,)]),
     host_death_chance=st.sampled_from([0.0, 0.2]),
     node_changes=st.integers(0, 6),
     node_seconds=st.sampled_from([5.0, 100.0, 2000.0]),
-    delay_seconds=st.sampled_from([0.0, 15.0]),
     fixed_nodes=st.sampled_from([frozenset[str](), frozenset({"n0"}), frozenset(n.id for n in NODES)]),
+    delay_seconds=st.sampled_from([0.0, 15.0]),
+    slow_seconds=st.sampled_from([0.0, 40.0]),
+    lost_chance=st.sampled_from([0.0, 0.1]),
+    hang_chance=st.sampled_from([0.0, 0.1]),
+    restarts=st.integers(0, 3),
+    taken_chance=st.sampled_from([0.0, 0.0, 0.1]),
+    stalls=st.integers(0, 2),
 )

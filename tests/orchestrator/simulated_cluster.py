@@ -1,13 +1,14 @@
-"""A cluster in simulated time that carries out what a Schedule says, breaks at random, and checks every action.
+"""A cluster in simulated time that carries out what a Schedule says and breaks at random.
 
-What must hold is kept as a model of its own (who may start when, with which placement, what a failure leads to), so an
-action that breaks a rule fails where it happens.
+The promises that every event and action must keep stand in scheduling_rules.py. Here is what is true of the world: when
+a worker ends, what it leaves in the storage, when the driver hears of it, and what the next driver finds.
 """
 
+import dataclasses
 import heapq
 import itertools
 import random
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -19,6 +20,7 @@ from orchestrator.events import (
     EvaluateEnded,
     Event,
     Job,
+    LeftToAnother,
     Node,
     NodesChanged,
     QuantizeEnded,
@@ -28,50 +30,42 @@ from orchestrator.events import (
     StopHost,
     Tick,
 )
-from orchestrator.placement import Placement
-from orchestrator.schedule import HOMELESS_SECONDS, Schedule
+from orchestrator.schedule import Schedule
+from tests.orchestrator.scheduling_rules import Rules
 from workers.api import Failure, FailureKind
 
 T = TypeVar("T")
 
-RETRIES = {FailureKind.TRANSIENT: 3, FailureKind.WORKER_LOST: 2}
-FIRST_DELAY_SECONDS = 10.0
-TICK_SECONDS = 1.0
+TIME_LIMIT_SECONDS = 400.0  # of a stage, as the driver sets it
+STALL_SECONDS = 60.0  # how long a driver that waits for a storage or is stopped hears nothing
 STUCK_SECONDS = 3000.0  # simulated seconds without anything at work, after which nothing will ever come
+EXITS = (
+    FailureKind.OUT_OF_MEMORY,
+    FailureKind.CUDA,
+    FailureKind.WORKER_LOST,
+)  # a worker's process does not outlive these
+COUNTED = (FailureKind.OUT_OF_MEMORY, FailureKind.TRANSIENT)  # under their own names
+FAULT_SECONDS = 200.0  # when nodes leave, drivers die or stall: at random within this time
 
 
 @dataclass(frozen=True)
 class Faults:
-    """How often what breaks. kinds: of a stage that fails; delay_seconds: until the driver hears of a loss."""
+    """How often what breaks. kinds: of a stage that fails; stage_seconds: how long one takes at most."""
 
+    stage_seconds: float = 60.0
     failure_chance: float = 0.0
     kinds: tuple[FailureKind, ...] = (FailureKind.INTERNAL,)
     host_death_chance: float = 0.0
     node_changes: int = 0
-    node_seconds: float = 100.0
-    delay_seconds: float = 0.0
+    node_seconds: float = 100.0  # how long a node is away at most
     fixed_nodes: frozenset[str] = frozenset()
-
-
-@dataclass
-class _Host:
-    host_id: str
-    host_key: str
-    placement: Placement
-    node_id: str
-    cell: str | None = None
-    dead: bool = False
-    known_dead: bool = False  # the schedule was told
-
-
-@dataclass
-class _Stage:
-    """What waits, runs or is over: the making of a checkpoint, or the scoring of a cell."""
-
-    keys: list[str]
-    state: str = "waiting"  # waiting | running | done | given up
-    not_before: float = 0.0
-    out_of_memory: int = 0
+    delay_seconds: float = 0.0  # until the driver hears of a loss, at most
+    slow_seconds: float = 0.0  # until the driver hears of an end, at most
+    lost_chance: float = 0.0  # of an end that the driver never hears of
+    hang_chance: float = 0.0  # of a stage that never ends
+    restarts: int = 0  # of the driver
+    taken_chance: float = 0.0  # of a cell, when it is started: another sweep's driver was faster
+    stalls: int = 0  # of the driver: it hears all at once afterwards
 
 
 @dataclass
@@ -79,6 +73,7 @@ class Record:
     """What happened, for tests that look at the order of things."""
 
     actions: list[tuple[float, Action]] = field(default_factory=list)
+    faults: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
 
     def of(self, kind: type[T]) -> list[T]:
@@ -86,8 +81,30 @@ class Record:
         return [action for _, action in self.actions if isinstance(action, kind)]
 
 
+@dataclass(eq=False)
+class _Worker:
+    """A stage at work. over: the driver has heard its end, or is dead itself."""
+
+    job: Job
+    node_id: str
+    host_id: str | None  # null for quantize
+    kind: FailureKind | None  # how it will end
+    ended: bool = False  # what it did lies in the storage
+    gone: bool = False  # it went down before it ended, or hangs
+    over: bool = False
+
+    @property
+    def stage(self) -> str:
+        return "quantize" if self.host_id is None else "evaluate"
+
+    @property
+    def is_made(self) -> bool:
+        """A checkpoint is there, but no result tells of it: that is the evaluation's to write."""
+        return self.stage == "quantize" and self.ended and self.kind is None
+
+
 class SimulatedCluster:
-    """Runs a Schedule to its end."""
+    """Runs a sweep to its end, with one driver after another where drivers die."""
 
     def __init__(
         self,
@@ -99,293 +116,276 @@ class SimulatedCluster:
         idle_seconds: float = 30.0,
         seconds: Callable[[Job, str], float] | None = None,
         outcome: Callable[[Job, str, int], FailureKind | None] | None = None,
+        schedule: Callable[[list[Job], float], Schedule] = lambda jobs, idle: Schedule(jobs, idle_seconds=idle),
     ) -> None:
         """seconds(job, stage) and outcome(job, stage, number of the try) replace chance where a test needs to."""
-        self.schedule = Schedule(jobs, idle_seconds=idle_seconds)
         self.record = Record()
         self.now = 0.0
-        self._random = random.Random(seed)
+        self._random = random.Random(f"{seed} {faults} {jobs}")  # examples that differ at all differ in their chances
         self._faults = faults
-        self._jobs = {job.key: job for job in jobs}
-        self._all_nodes = {node.id: node for node in nodes}
-        self._there = dict(self._all_nodes)
-        self._seen: dict[str, Node] = {}
+        self._idle_seconds = idle_seconds
+        self._new_schedule = schedule
         self._seconds = seconds or self._random_seconds
         self._outcome = outcome or self._random_outcome
-        self._counter = itertools.count()
-        self._agenda: list[tuple[float, int, Callable[[], None]]] = []
-        self._in_flight: dict[str, tuple[int, str, Callable[[], Event]]] = {}  # cell -> entry, node, its loss
-        self._held: defaultdict[str, dict[str, Placement]] = defaultdict(dict)
-        self._hosts: dict[str, _Host] = {}
-        self._checkpoints: dict[str, _Stage] = {}
-        self._scores: dict[str, _Stage] = {}
-        self._failures: defaultdict[str, list[FailureKind]] = defaultdict(list)
-        self._tries: defaultdict[tuple[str, str], int] = defaultdict(int)
-        self._ended: dict[str, FailureKind | None] = {}
-        self._expected: list[Action] = []
-        ready = {job.quantize_key for job in jobs if job.checkpoint_ready}
-        for job in jobs:
-            self._checkpoints.setdefault(job.quantize_key, _Stage([])).keys.append(job.key)
-            if job.quantize_key in ready:
-                self._checkpoints[job.quantize_key].state = "done"
-            self._scores[job.key] = _Stage([job.key])
+        self._numbers = itertools.count()
+        self._agenda: list[tuple[float, int, bool, Callable[[], None]]] = []  # when, order, whether the driver hears it
+        # the cluster
+        self._all_nodes = {node.id: node for node in nodes}
+        self._there = dict(self._all_nodes)
+        self._workers: dict[str, _Worker] = {}  # by cell
+        self._nodes_of_hosts: dict[str, str] = {}
+        self._living_hosts: set[str] = set()
+        self._tries: Counter[tuple[str, str]] = Counter()
+        # the storage
+        self._jobs = {job.key: job for job in jobs}
+        self._made = {job.quantize_key for job in jobs if job.checkpoint_ready}
+        self._ends: dict[str, FailureKind | None] = {}
+        self._left: set[str] = set()  # cells that another sweep's driver has
+        # the driver; null between two
+        self._schedule: Schedule | None = None
+        self._rules: Rules
+        self._deaf_until = 0.0
 
     # --- running -----------------------------------------------------------------------------------------------------
 
     def run(self) -> Record:
         """Until every cell has ended and every host is gone; raises AssertionError where a rule is broken."""
-        self._plan_node_changes()
-        self._tell(Tick(0.0))
-        self._tell_nodes()
-        quiet = 0.0
-        while not self.schedule.finished:
-            if self._agenda:
-                quiet = 0.0 if self._in_flight else quiet + self._agenda[0][0] - self.now
-                self.now, _, happen = heapq.heappop(self._agenda)
-                self._tell(Tick(self.now))
+        self._plan_faults()
+        self._begin()
+        quiet_since = 0.0
+        while self._schedule is None or not self._schedule.finished:
+            if self._workers:
+                quiet_since = self.now
+            assert self.now - quiet_since < STUCK_SECONDS, f"stuck: {self._jobs.keys() - self._ends.keys()}"
+            step = self._step(self.now - quiet_since)
+            if self._agenda and self._agenda[0][0] <= self.now + step:
+                when, number, heard, happen = heapq.heappop(self._agenda)
+                if heard and when < self._deaf_until:
+                    heapq.heappush(self._agenda, (self._deaf_until, number, heard, happen))
+                    continue
+                self.now = when
                 happen()
             else:
-                quiet += TICK_SECONDS
-                self.now += TICK_SECONDS
-                self._tell(Tick(self.now))
-            assert quiet < STUCK_SECONDS, f"stuck at {self.now}: {set(self._jobs) - set(self._ended)}"
-        assert self._ended.keys() == self._jobs.keys(), "finished before every cell had ended"
-        assert not self._hosts and not self._in_flight, "finished with something at work"
+                self.now += step
+                if self.now >= self._deaf_until:
+                    self._tell(Tick(self.now))
+        assert self._ends.keys() | self._left == self._jobs.keys(), "finished before every cell had ended"
+        assert not self._ends.keys() & self._left
+        assert not self._workers, "finished with something at work"
         self.record.seconds = self.now
         return self.record
 
     @property
     def ends(self) -> dict[str, FailureKind | None]:
         """Cell -> the kind of its last failure, null where it succeeded."""
-        return self._ended
+        return self._ends
+
+    def _step(self, quiet_seconds: float) -> float:
+        """The driver hears the clock, more seldom when all it can wait for is a node that may come back."""
+        if self._workers:
+            return 5.0
+        return 1.0 if quiet_seconds < 50.0 else 25.0
 
     def _tell(self, event: Event) -> None:
-        actions = self.schedule.handle(event)
+        if self._schedule is None:
+            return
+        actions = self._schedule.handle(event)
         self.record.actions += [(self.now, action) for action in actions]
+        self._rules.follow(event, actions)
         for action in actions:
             self._carry_out(action)
-        assert not self._expected, f"{event} should have led to {self._expected}, not {actions}"
-        self._check_not_idle_for_nothing()
+        assert self._schedule.num_running == len(self._workers) == self._rules.num_running
+        assert self._schedule.finished == self._rules.finished
 
-    def _tell_nodes(self) -> None:
-        self._seen = dict(self._there)
-        self._tell(NodesChanged(tuple(self._seen.values())))
-
-    def _at(self, seconds: float, happen: Callable[[], None]) -> int:
-        number = next(self._counter)
-        heapq.heappush(self._agenda, (self.now + seconds, number, happen))
-        return number
+    def _at(self, seconds: float, happen: Callable[[], None], *, heard: bool = False) -> None:
+        """heard: only the driver notices."""
+        heapq.heappush(self._agenda, (self.now + seconds, next(self._numbers), heard, happen))
 
     # --- chance ------------------------------------------------------------------------------------------------------
 
     def _random_seconds(self, job: Job, stage: str) -> float:
-        return round(self._random.uniform(0.1, 60.0), 1)
+        return round(self._random.uniform(0.1, self._faults.stage_seconds), 1)
 
     def _random_outcome(self, job: Job, stage: str, number: int) -> FailureKind | None:
         if self._random.random() < self._faults.failure_chance:
             return self._random.choice(self._faults.kinds)
         return None
 
-    def _delay(self) -> float:
-        return self._random.uniform(0.0, self._faults.delay_seconds)
+    def _up_to(self, seconds: float) -> float:
+        return self._random.uniform(0.0, seconds)
 
-    def _plan_node_changes(self) -> None:
-        """Nodes leave, and come back after at most `node_seconds`."""
-        movable = sorted(set(self._all_nodes) - self._faults.fixed_nodes)
+    def _plan_faults(self) -> None:
+        movable = sorted(self._all_nodes.keys() - self._faults.fixed_nodes)
         for _ in range(self._faults.node_changes if movable else 0):
-            node_id, away = self._random.choice(movable), self._random.uniform(0.0, self._faults.node_seconds)
-            self._at(self._random.uniform(0.0, 200.0), lambda n=node_id, s=away: self._leave(n, s))  # type: ignore[misc]
+            node_id, away = self._random.choice(movable), self._up_to(self._faults.node_seconds)
+            self._at(self._up_to(FAULT_SECONDS), lambda n=node_id, s=away: self._leave(n, s))  # type: ignore[misc]
+        for _ in range(self._faults.restarts):
+            self._at(self._up_to(FAULT_SECONDS), self._die)
+        for _ in range(self._faults.stalls):
+            self._at(self._up_to(FAULT_SECONDS), self._stall)
+
+    # --- drivers -----------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """A driver takes up what the storage says is unfinished: it knows nothing else of the one before."""
+        for key in [k for k, kind in self._ends.items() if kind is FailureKind.WORKER_LOST]:
+            del self._ends[key]
+        jobs = [
+            dataclasses.replace(job, checkpoint_ready=job.quantize_key in self._made)
+            for job in self._jobs.values()
+            if job.key not in self._ends and job.key not in self._left
+        ]
+        self._schedule = self._new_schedule(jobs, self._idle_seconds)
+        self._rules = Rules(jobs, self._idle_seconds, self.now)
+        self._tell(Tick(self.now))
+        self._tell_nodes()
+
+    def _die(self) -> None:
+        """The driver goes down and everything of it that runs; what ended unheard lies in the storage."""
+        if self._schedule is None:
+            return
+        self._count("driver dies")
+        self._schedule = None
+        for worker in self._workers.values():
+            worker.over = True
+            if worker.ended and worker.kind is not None:
+                self._ends[worker.job.key] = worker.kind
+            self._count("worker dies with its driver", not worker.ended)
+            self._count("end that only the next driver sees", worker.ended)
+        self._workers.clear()
+        self._living_hosts.clear()
+        self._nodes_of_hosts.clear()
+        self._at(self._up_to(100.0), self._begin)
+
+    def _stall(self) -> None:
+        if self._schedule is not None:
+            self._count("driver stalls")
+            self._deaf_until = max(self._deaf_until, self.now + STALL_SECONDS)
+
+    # --- nodes -------------------------------------------------------------------------------------------------------
 
     def _leave(self, node_id: str, away_seconds: float) -> None:
         if self._there.pop(node_id, None) is None:
             return
-        for host in self._hosts.values():
-            host.dead = host.dead or host.node_id == node_id
-        for key, (entry, where, loss) in list(self._in_flight.items()):
-            if where == node_id:
-                self._lose(key, entry, loss)
-        self._at(self._delay(), self._tell_nodes)
+        self._count("node leaves")
+        self._living_hosts -= {host_id for host_id, n in self._nodes_of_hosts.items() if n == node_id}
+        for worker in self._workers.values():
+            if worker.node_id == node_id:
+                self._lose(worker)
+        self._at(self._up_to(self._faults.delay_seconds), self._tell_nodes, heard=True)
         self._at(away_seconds, lambda: self._join(node_id))
 
     def _join(self, node_id: str) -> None:
+        self._count("node joins")
         self._there[node_id] = self._all_nodes[node_id]
-        self._at(self._delay(), self._tell_nodes)
+        self._at(self._up_to(self._faults.delay_seconds), self._tell_nodes, heard=True)
 
-    def _lose(self, key: str, entry: int, loss: Callable[[], Event]) -> None:
-        """What was in flight will end as lost instead."""
-        self._agenda = [item for item in self._agenda if item[1] != entry]
-        heapq.heapify(self._agenda)
-        node_id = self._in_flight[key][1]
-        number = self._at(self._delay(), lambda: self._end(key, loss()))
-        self._in_flight[key] = (number, f"gone from {node_id}", loss)
+    def _tell_nodes(self) -> None:
+        self._tell(Tick(self.now))
+        self._tell(NodesChanged(tuple(self._there.values())))
 
-    # --- actions -----------------------------------------------------------------------------------------------------
+    # --- workers -----------------------------------------------------------------------------------------------------
 
     def _carry_out(self, action: Action) -> None:
         match action:
-            case StartQuantize(key, placement, node_id):
-                self._start_quantize(key, placement, node_id)
-            case StartHost(host_id, host_key, placement, node_id):
-                assert host_id not in self._hosts
-                self._take(host_id, placement, node_id)
-                dead = node_id not in self._there
-                self._hosts[host_id] = _Host(host_id, host_key, placement, node_id, dead=dead)
+            case StartQuantize(key, _, node_id):
+                self._launch(_Worker(self._jobs[key], node_id, None, self._try(key, "quantize")))
+            case StartHost(host_id, _, _, node_id):
+                self._nodes_of_hosts[host_id] = node_id
+                if node_id in self._there:
+                    self._living_hosts.add(host_id)
             case StartEvaluate(key, host_id):
-                self._start_evaluate(key, self._hosts[host_id])
+                node_id = self._nodes_of_hosts[host_id]
+                self._launch(_Worker(self._jobs[key], node_id, host_id, self._try(key, "evaluate")))
             case StopHost(host_id):
-                host = self._hosts.pop(host_id)
-                assert host.cell is None, f"{host_id} was stopped at work"
-                del self._held[host.node_id][host_id]
-            case AttemptEnded() | CellSucceeded():
-                assert action in self._expected or self._is_homeless(action), f"{action}; expected {self._expected}"
-                if action in self._expected:
-                    self._expected.remove(action)
-                self._note_end(action)
+                self._living_hosts.discard(host_id)
+            case AttemptEnded(key, failure, final):
+                assert key not in self._ends and key not in self._left
+                self._count("attempt that is followed by another", not final)
+                self._count("no node is large enough for a time", "no node" in failure.message)
+                if final:
+                    self._ends[key] = failure.kind
+            case CellSucceeded(key):
+                assert self._ends[key] is None
 
-    def _note_end(self, action: AttemptEnded | CellSucceeded) -> None:
-        if isinstance(action, CellSucceeded) or action.final:
-            assert action.key not in self._ended, f"{action.key} ended twice"
-            self._ended[action.key] = None if isinstance(action, CellSucceeded) else action.failure.kind
+    def _try(self, key: str, stage: str) -> FailureKind | None:
+        self._tries[key, stage] += 1
+        return self._outcome(self._jobs[key], stage, self._tries[key, stage])
 
-    def _is_homeless(self, action: Action) -> bool:
-        """Cells that no node is large enough for are given up after a time; here never while such a node is there."""
-        if not isinstance(action, AttemptEnded) or not action.final or "no node" not in action.failure.message:
-            return False
-        job = self._jobs[action.key]
-        stage = self._checkpoints[job.quantize_key] if action.failure.stage == "quantize" else self._scores[action.key]
-        ladder = job.quantize if action.failure.stage == "quantize" else job.evaluate
-        assert self.now >= HOMELESS_SECONDS
-        assert not any(_fits(ladder[stage.out_of_memory], node) for node in self._seen.values())
-        stage.state = "given up"
-        return True
-
-    def _start_quantize(self, key: str, placement: Placement, node_id: str) -> None:
-        job = self._jobs[key]
-        checkpoint = self._checkpoints[job.quantize_key]
-        assert key == checkpoint.keys[0]
-        self._check_start(checkpoint, job.quantize, placement)
-        self._take(key, placement, node_id)
-        kind = self._try(job, "quantize")
-        self._launch(
-            key,
-            node_id,
-            self._seconds(job, "quantize"),
-            lambda: QuantizeEnded(key, _failure("quantize", kind)),
-            lambda: QuantizeEnded(key, _failure("quantize", FailureKind.WORKER_LOST)),
-            dead=node_id not in self._there,
-        )
-
-    def _start_evaluate(self, key: str, host: _Host) -> None:
-        job = self._jobs[key]
-        assert host.cell is None and not host.known_dead and host.host_key == job.host_key
-        assert self._checkpoints[job.quantize_key].state == "done"
-        self._check_start(self._scores[key], job.evaluate, host.placement)
-        host.cell = key
-        kind = self._try(job, "evaluate")
-        exits = kind in (FailureKind.OUT_OF_MEMORY, FailureKind.CUDA, FailureKind.WORKER_LOST)
-        died = self._random.random() < self._faults.host_death_chance
-        self._launch(
-            key,
-            host.node_id,
-            self._seconds(job, "evaluate"),
-            lambda: EvaluateEnded(key, host.host_id, _failure("evaluate", kind), host_alive=not exits),
-            lambda: EvaluateEnded(key, host.host_id, _failure("evaluate", FailureKind.WORKER_LOST), host_alive=False),
-            dead=host.dead or died,
-        )
-
-    def _try(self, job: Job, stage: str) -> FailureKind | None:
-        self._tries[job.key, stage] += 1
-        return self._outcome(job, stage, self._tries[job.key, stage])
-
-    def _launch(
-        self,
-        key: str,
-        node_id: str,
-        seconds: float,
-        end: Callable[[], Event],
-        loss: Callable[[], Event],
-        *,
-        dead: bool,
-    ) -> None:
-        assert key not in self._in_flight, f"{key} runs twice"
-        entry = self._at(self._delay() if dead else seconds, lambda: self._end(key, (loss if dead else end)()))
-        self._in_flight[key] = (entry, node_id, loss)
-
-    def _check_start(self, stage: _Stage, ladder: tuple[Placement, ...], placement: Placement) -> None:
-        assert stage.state == "waiting", f"{stage} was started"
-        assert self.now >= stage.not_before - 1e-6, f"{stage} was started at {self.now}"
-        assert placement == ladder[stage.out_of_memory]
-        assert not self._ended.keys() & set(stage.keys)
-        stage.state = "running"
-
-    def _take(self, holder: str, placement: Placement, node_id: str) -> None:
-        assert node_id in self._seen, f"{holder} was started on a node that is not there"
-        held, node = self._held[node_id], self._seen[node_id]
-        held[holder] = placement
-        assert sum(p.num_gpus for p in held.values()) <= node.num_gpus, f"GPUs of {node_id}: {held}"
-        assert sum(p.num_cpus for p in held.values()) <= node.num_cpus, f"CPUs of {node_id}: {held}"
-        assert sum(p.memory_gib for p in held.values()) <= node.memory_gib + 1e-6, f"memory of {node_id}: {held}"
-
-    # --- ends --------------------------------------------------------------------------------------------------------
-
-    def _end(self, key: str, event: Event) -> None:
-        """Tell of an end, and expect what must follow from it."""
-        _, node_id, _ = self._in_flight.pop(key)
-        job = self._jobs[key]
-        if isinstance(event, QuantizeEnded):
-            stage, ladder = self._checkpoints[job.quantize_key], job.quantize
-            del self._held[node_id.removeprefix("gone from ")][key]
+    def _launch(self, worker: _Worker) -> None:
+        self._workers[worker.job.key] = worker
+        if self._random.random() < self._faults.taken_chance:
+            self._count("cell left to another sweep")
+            self._at(0.0, lambda: self._leave_to_another(worker))
+        elif worker.host_id is not None and self._random.random() < self._faults.host_death_chance:
+            self._living_hosts.discard(worker.host_id)
+            self._lose(worker)
+        elif worker.node_id not in self._there or worker.host_id not in {None, *self._living_hosts}:
+            self._lose(worker)
+        elif self._random.random() < self._faults.hang_chance:
+            self._count("worker hangs")
+            self._at(TIME_LIMIT_SECONDS, lambda: self._abort(worker), heard=True)
         else:
-            assert isinstance(event, EvaluateEnded)
-            stage, ladder = self._scores[key], job.evaluate
-            host = self._hosts[event.host_id]
-            host.cell, host.known_dead = None, not event.host_alive
-        failure = event.failure
-        if failure is not None:
-            self._expected = self._after(key, stage, ladder, failure)
-        else:
-            stage.state = "done"
-            self._expected = [CellSucceeded(key)] if isinstance(event, EvaluateEnded) else []
-        self._tell(event)
+            self._at(self._seconds(worker.job, worker.stage), lambda: self._end(worker))
 
-    def _after(self, key: str, stage: _Stage, ladder: tuple[Placement, ...], failure: Failure) -> list[Action]:
-        self._failures[key].append(failure.kind)
-        count = self._failures[key].count(failure.kind)
-        if failure.kind is FailureKind.OUT_OF_MEMORY and stage.out_of_memory + 1 < len(ladder):
-            stage.out_of_memory += 1
-            stage.state = "waiting"
-            return [AttemptEnded(key, failure, final=False)]
-        if count <= RETRIES.get(failure.kind, 0):
-            stage.not_before = self.now + FIRST_DELAY_SECONDS * 2 ** (count - 1)
-            stage.state = "waiting"
-            return [AttemptEnded(key, failure, final=False)]
-        stage.state = "given up"
-        return [AttemptEnded(k, failure, final=True) for k in stage.keys]
+    def _leave_to_another(self, worker: _Worker) -> None:
+        if not worker.over:
+            worker.over = True
+            del self._workers[worker.job.key]
+            self._left.add(worker.job.key)
+            self._tell(LeftToAnother(worker.job.key))
 
-    def _check_not_idle_for_nothing(self) -> None:
-        """With nothing at work, whatever may run and fits on an empty node must not wait."""
-        if self._in_flight or self.schedule.finished:
+    def _lose(self, worker: _Worker) -> None:
+        """Its process is gone; whether it had ended is what the storage says."""
+        self._count("worker dies", not worker.ended)
+        worker.gone = True
+        self._at(self._up_to(self._faults.delay_seconds), lambda: self._hear(worker, host_alive=False), heard=True)
+
+    def _end(self, worker: _Worker) -> None:
+        """The worker leaves in the storage what came of it, and answers."""
+        if worker.over or worker.gone:
             return
-        waiting = [(s, self._jobs[s.keys[0]].quantize) for s in self._checkpoints.values()]
-        waiting += [
-            (s, self._jobs[key].evaluate)
-            for key, s in self._scores.items()
-            if self._checkpoints[self._jobs[key].quantize_key].state == "done"
-        ]
-        for stage, ladder in waiting:
-            if stage.state == "waiting" and stage.not_before <= self.now:
-                placement = ladder[stage.out_of_memory]
-                able = [node.id for node in self._seen.values() if _fits(placement, node)]
-                assert not able, f"nothing is at work, yet {stage} waits although {able} could take {placement}"
+        if worker.kind is FailureKind.WORKER_LOST:
+            self._lose(worker)
+            return
+        worker.ended = True
+        if worker.kind is not None:
+            self._count(worker.kind if worker.kind in COUNTED else "other failure")
+        if worker.kind is None and worker.stage == "quantize":
+            self._made.add(worker.job.quantize_key)
+        elif worker.kind is None:
+            assert worker.job.key not in self._ends, f"{worker.job.key} was scored although it has ended"
+            self._ends[worker.job.key] = None
+        if self._random.random() < self._faults.lost_chance:
+            self._count("reply lost")
+            self._at(TIME_LIMIT_SECONDS, lambda: self._abort(worker), heard=True)
+            return
+        late = self._up_to(self._faults.slow_seconds)
+        self._count("reply late", late > 0)
+        self._at(late, lambda: self._hear(worker, host_alive=worker.kind not in EXITS), heard=True)
 
+    def _abort(self, worker: _Worker) -> None:
+        """The driver's time limit has passed."""
+        if not worker.over and (not worker.ended or worker.is_made):
+            worker.gone, worker.kind = True, FailureKind.TIMEOUT
+        self._hear(worker, host_alive=False)
 
-def _fits(placement: Placement, node: Node) -> bool:
-    return (
-        placement.num_gpus <= node.num_gpus
-        and placement.num_cpus <= node.num_cpus
-        and placement.memory_gib <= node.memory_gib
-    )
+    def _hear(self, worker: _Worker, *, host_alive: bool) -> None:
+        """Tell the driver of an end, once. What stands in the storage counts, however it was heard."""
+        if worker.over:
+            return
+        worker.over = True
+        key, kind = worker.job.key, worker.kind
+        if worker.gone and kind is not FailureKind.TIMEOUT and (not worker.ended or worker.is_made):
+            kind = FailureKind.WORKER_LOST
+        failure = None if kind is None else Failure(worker.stage, kind, f"{kind} by chance")
+        self._tell(Tick(self.now))
+        del self._workers[key]
+        if worker.host_id is None:
+            self._tell(QuantizeEnded(key, failure))
+        else:
+            self._tell(EvaluateEnded(key, worker.host_id, failure, host_alive=host_alive))
 
-
-def _failure(stage: str, kind: FailureKind | None) -> Failure | None:
-    return None if kind is None else Failure(stage, kind, f"{kind} by chance")
+    def _count(self, what: str, number: int = 1) -> None:
+        if number:
+            self.record.faults[what] += number

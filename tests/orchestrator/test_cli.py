@@ -2,92 +2,28 @@
 
 import os
 import shlex
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from conf.errors import ConfigError
-from orchestrator import cli, results, run, verbs
-from orchestrator.cell import CellStatus
+from orchestrator import cli, crash, results, run, verbs
+from orchestrator.cell import Cell, CellStatus
 from orchestrator.cluster import declared_nodes
 from orchestrator.resolve import resolve
 from orchestrator.results import SweepRecord
-from orchestrator.storage import Storage, end_attempt, lost
-from orchestrator.sweep import expand
+from orchestrator.storage import Attempt, CellState, Storage, end_attempt, lost
+from orchestrator.sweep import Sweep, expand
 from tests.orchestrator.hand_made import write_checkpoint, write_text
+from workers.api import AttemptResult, Failure, FailureKind
 from workers.errors import PrerequisiteError
 
 pytestmark = pytest.mark.usefixtures("quick_composition")
-
-# What a user writes behind `ptqbench plan` and a model and texts of his own, and words of the answer: where, and what
-# would have been valid.
-BAD_LINES: list[tuple[str, list[str]]] = [
-    # names
-    ("methd=gptq", ["'methd'", "did you mean method"]),
-    ("bit=3", ["'bit'", "did you mean bits"]),
-    ("experiment=papr", ["conf/experiment/ has no `papr`; did you mean paper?", "valid: mini, paper, smoke"]),
-    ("method=gptqq", ["conf/method/ has no `gptqq`; did you mean gptq", "valid: autoround, awq"]),
-    ("method=rtn,gptqq", ["conf/method/ has no `gptqq`"]),
-    ("model=llama2_7b", ["conf/model/ has no `llama2_7b`; did you mean llama2-7b"]),
-    ("cluster=h200", ["conf/cluster/ has no `h200`", "h200x8"]),
-    ("suite=papr", ["conf/suite/ has no `papr`; did you mean paper"]),
-    ("lane=both", ["conf/lane/ has no `both`", "valid: published, unified"]),
-    ("method=", ["conf/method/ has no ``", "valid: autoround"]),
-    ("method=glob(zzz*)", ["`method=glob(zzz*)`: matches nothing", "valid: autoround"]),
-    ("method=slots_schema", ["conf/method/ has no `slots_schema`"]),
-    ("round@method.round=gtpq", ["conf/round/ has no `gtpq`; did you mean gptq", "valid: gptaq, gptq"]),
-    ("round@method.rund=gptq", ["write round@method.round=<option>"]),
-    ("round=gptq", ["a slot belongs to a method; write round@method.round=<option>"]),
-    ("foo@bar=baz", ["group 'foo' does not exist", "valid keys: experiment, bits"]),
-    ("method@x=gptq", ["'method@x'", "Did you mean to override method?"]),
-    ("calibration.num_sequence=8", ["'num_sequence'", "did you mean num_sequences"]),
-    ("method.round.damping=0.1", ["'damping'", "NearestRound has no keys"]),
-    ("round@method.round=gptq method.round.dampin=0.1", ["'dampin'", "did you mean damping?"]),
-    ("cluster.nodes=[{counts:1}]", ["'counts'", "did you mean count"]),
-    ("hydra.run.dir=x", ["`hydra.run.dir=x`: no such key"]),
-    ("axes.method=[rtn]", ["an axis is given by its values: method=a,b"]),
-    # types
-    ("bits=abc", ["scheme.bits=abc", "could not be converted to Integer"]),
-    ("bits=2,2.5", ["scheme.bits=2.5", "could not be converted to Integer"]),
-    ("bits=null", ["scheme.bits=null", "not Optional"]),
-    ("seed=1.5", ["seed=1.5", "Integer"]),
-    ("group_size=wide", ["scheme.group_size=wide", "Integer"]),
-    ("scheme.symmetric=maybe", ["scheme.symmetric=maybe", "not a valid bool"]),
-    ("suite.tasks=piqa", ["suite.tasks=piqa", "not a ListConfig"]),
-    ("engine=[vllm]", ["engine=[vllm]", "Cannot convert 'list' to string"]),
-    ("exclude=3", ["exclude=3"]),
-    # missing
-    ("model=hf model.repo=null", ["model.repo=null"]),
-    ("cluster.nodes=[{count:1}]", ["cluster.nodes[0].num_cpus", "give it: cluster.nodes[0].num_cpus=..."]),
-    ("calibration=text calibration.path=null", ["give calibration.path=<file>"]),
-    ("suite=tokens suite.path=null", ["give suite.path=<file>"]),
-    # grammar
-    ("bits", ["cannot read `bits`", "write key=value"]),
-    ("=3", ["`=3`: no such key"]),
-    ("method=[gptq", ["cannot read `method=[gptq`"]),
-    ("model.name=a=b", ["cannot read `model.name=a=b`", "quote values that hold `=`"]),
-    ("bits=interval(2,4)", ["an interval has no list of values"]),
-    ("+foo=1", ["keys can be neither added nor deleted"]),
-    ("~method", ["keys can be neither added nor deleted"]),
-    ("suite.path='${calibration.path}'", ["references are not read on the command line"]),
-    ("bits=2 scheme.bits=3", ["`scheme.bits=3`: scheme.bits is given twice"]),
-    # what cannot be meant
-    ("cluster=local,a100x8", ["`cluster` cannot be an axis: only model, method"]),
-    ("name=a/b", ["name=a/b", "use letters, digits"]),
-    ("name=storage", ["not storage or mlflow"]),
-    ("cluster.storage=s3://bucket/x", ["cluster.storage=s3://bucket/x", "not a URL"]),
-    ("exclude=[{methd:rtn}]", ["exclude: `methd` is not an axis here; the axes are method, scheme.bits"]),
-    ("model.repo=/no/such", ["model.repo=/no/such: no such directory"]),
-    ("model.repo=a/b", ["start from a model of its size: model=llama2-7b model.repo=a/b"]),
-    ("model.shape.hidden_size=64", ["`model.shape.hidden_size=64`: this model has no shape to change"]),
-    ("model=mini-llama model.repo=zoo:mini_lama", ["mini_llama"]),
-    ("bits=9", ["scheme.bits=9: a code is one byte"]),
-    ("group_size=48", ["group_size=48 does not divide the 64 inputs of self_attn.q_proj", "nearest valid: 16, 32"]),
-    ("suite.path=short.txt", ["short.txt: at most 8 tokens", "lower suite.sequence_length"]),
-    ("engine=vlm", ["engine=vlm: unknown. did you mean vllm?"]),
-    ("numerics.dtype=float33", ["numerics.dtype=float33", "did you mean float32?"]),
-]
 
 
 def merged(given: list[str], line: str) -> list[str]:
@@ -95,21 +31,6 @@ def merged(given: list[str], line: str) -> list[str]:
     added = shlex.split(line, posix=False)
     keys = {text.split("=", 1)[0] for text in added}
     return [text for text in given if text.split("=", 1)[0] not in keys] + added
-
-
-@pytest.mark.parametrize(("line", "said"), BAD_LINES, ids=[line for line, _ in BAD_LINES])
-def test_a_bad_line_is_exit_2_and_says_where_and_what_is_valid(
-    line: str, said: list[str], mine: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_text(Path("short.txt"), 7)
-    before = sorted(os.listdir())  # noqa: PTH208 (names)
-    assert cli.main(["plan", *merged(mine, line)]) == 2
-    answer = capsys.readouterr()
-    assert answer.err.startswith("configuration: ")
-    assert "Traceback" not in answer.err
-    assert [words for words in said if words not in answer.err] == [], answer.err
-    assert answer.out == ""
-    assert sorted(os.listdir()) == before, "nothing was started"  # noqa: PTH208
 
 
 def test_markup_in_what_a_user_wrote_is_printed_as_it_is(mine: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,7 +41,9 @@ def test_markup_in_what_a_user_wrote_is_printed_as_it_is(mine: list[str], capsys
 # --- other ends ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("line", ["frobnicate", "plan --colour", "resubmit --failure NOPE", "ui --port many", ""])
+@pytest.mark.parametrize(
+    "line", ["frobnicate", "plan --colour", "resubmit --failure NOPE", "ui --port many", "ui --port 0", "kernels x", ""]
+)
 def test_a_bad_verb_or_option_is_exit_2_with_the_usage(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(line.split())
@@ -156,13 +79,69 @@ def test_errors_become_exit_codes(
     assert said in capsys.readouterr().err
 
 
-def test_a_defect_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(arguments: object, console: object) -> int:
-        raise ZeroDivisionError
+def fail(arguments: object, console: object) -> int:
+    raise ZeroDivisionError("with https://me:secret-word@host and hf_0123456789abcdefghijkl")
 
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Verbs with a defect, run from an empty directory."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(verbs, "plan", fail)
+    monkeypatch.setattr(verbs, "cell", fail)
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_defect_of_ours_is_one_message_and_its_traceback_is_in_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "bits=2"]) == 70
+    answer = capsys.readouterr()
+    assert answer.err.startswith("internal error: ZeroDivisionError: with https://***@host")
+    assert f"the traceback is in {Path('results/ptqbench.log').absolute()}" in answer.err
+    assert "Traceback" not in answer.err + answer.out
+    log = Path("results/ptqbench.log").read_text()
+    assert "ptqbench plan bits=2\nTraceback (most recent call last):" in log
+    assert "in fail" in log
+    assert not any(secret in log + answer.err for secret in ("secret-word", "hf_0123"))
+
+
+@pytest.mark.usefixtures("broken")
+def test_the_log_of_defects_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crash, "MAX_LOG", 2000)
+    for _ in range(20):
+        assert cli.main(["plan"]) == 70
+    sizes = {path.name: path.stat().st_size for path in Path("results").iterdir()}
+    assert sizes.keys() == {"ptqbench.log", "ptqbench.log.1"}
+    assert sum(sizes.values()) < 10_000
+
+
+@pytest.mark.usefixtures("broken")
+def test_where_results_cannot_be_written_the_log_is_in_the_temporary_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("results").write_text("a file in its place")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    assert cli.main(["plan"]) == 70
+    assert f"the traceback is in {tmp_path}/temporary/ptqbench.log" in capsys.readouterr().err
+    assert "ZeroDivisionError" in (tmp_path / "temporary" / "ptqbench.log").read_text()
+
+
+@pytest.mark.usefixtures("broken")
+def test_one_cell_keeps_its_stack_trace() -> None:
     with pytest.raises(ZeroDivisionError):
-        cli.main(["plan"])
+        cli.main(["cell"])
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command_quietly(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "orchestrator.cli", "plan", "experiment=smoke"]
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path, env=environment
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141
 
 
 def test_plan_lists_the_cells_and_starts_nothing(mine: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,7 +203,7 @@ def test_a_report_keeps_the_mlflow_runs_that_were_shown(mine: list[str], capsys:
     table = pd.read_csv(path)
     assert table.mlflow_run_id.isna().all()
     (cell,) = resolve(expand(mine), declared_nodes(expand(mine).cluster), online=False)
-    attempt = Storage(Path("results/storage")).open_attempt(cell)
+    attempt = Storage(Path("results/storage")).open_attempt(cell, 1)
     end_attempt(attempt.directory, cell, CellStatus.FAILED, lost("quantize", "gone"))
     table.assign(attempt=1, mlflow_run_id="0" * 32).to_csv(path, index=False)
     assert cli.main(["report", "name=mine"]) == 0
@@ -252,6 +231,127 @@ def test_gc_lists_before_it_removes(mine: list[str], capsys: pytest.CaptureFixtu
     assert not checkpoint.exists()
 
 
-def test_a_directory_with_a_space_needs_no_more_than_quotes(mine: list[str], tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "my models" / "tiny=1,2")
-    assert cli.main(["plan", *merged(mine, "model.repo=x")[:-1], "model.repo='./my models/tiny=1,2'"]) == 0
+# --- resubmit --------------------------------------------------------------------------------------------------------
+
+
+def failed(cell: Cell, kind: FailureKind) -> CellState:
+    failure = Failure("quantize", kind, "it did")
+    result = AttemptResult(cell.evaluate_key, cell.quantize_key, "FAILED", failure)
+    return CellState(CellStatus.FAILED, (Attempt(Path("attempt"), 1, result),))
+
+
+@pytest.fixture
+def asked(mine: list[str], monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], list[str]]]:
+    """What `resubmit` hands on: the overrides, and the labels it picks of a sweep of three cells that have failed."""
+    handed: list[tuple[list[str], list[str]]] = []
+    results.write_record("mine", SweepRecord([*mine, "bits=2,3,4"], []))
+
+    def take(sweep: Sweep, overrides: list[str], console: Console, statuses: object, choose: run.Choose) -> int:
+        cells = resolve(sweep, declared_nodes(sweep.cluster), online=False)
+        kinds = (FailureKind.TIMEOUT, FailureKind.OUT_OF_MEMORY, FailureKind.NO_OP)
+        states = {cell.key: failed(cell, kind) for cell, kind in zip(cells, kinds, strict=True)}
+        handed.append((overrides, [cell.label for cell in choose(cells, states)]))
+        return 1
+
+    monkeypatch.setattr(run, "run", take)
+    return handed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "picked"),
+    [
+        (["name=mine"], ["2", "3", "4"]),
+        (["name=mine", "tiny rtn w3"], ["3"]),
+        (["tiny rtn w4", "name=mine", "tiny rtn w2"], ["4", "2"]),
+        (["name=mine", "--failure", "TIMEOUT"], ["2"]),
+        (["--failure", "TIMEOUT", "name=mine"], ["2"]),
+        (["name=mine", "--failure", "TIMEOUT,NO_OP"], ["2", "4"]),
+        (["--failure", "TIMEOUT", "name=mine", "--failure", "NO_OP"], ["2", "4"]),
+        (["tiny rtn w3", "--failure", "OUT_OF_MEMORY", "name=mine", "tiny rtn w2"], ["3"]),
+        (["name=mine", "--failure", "CUDA"], []),
+    ],
+)
+def test_resubmit_picks_cells_by_label_and_kind(
+    arguments: list[str], picked: list[str], asked: list[tuple[list[str], list[str]]]
+) -> None:
+    assert cli.main(["resubmit", *arguments]) == 1
+    assert asked[0][1] == [f"tiny rtn w{bits}" for bits in picked]
+    assert "name=mine" in asked[0][0] and "bits=2,3,4" in asked[0][0]
+
+
+@pytest.mark.usefixtures("asked")
+def test_resubmit_says_when_nothing_has_failed_so(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["resubmit", "name=mine", "--failure", "CUDA"])
+    assert "no cell has failed with CUDA; failures: 1 TIMEOUT, 1 OUT_OF_MEMORY, 1 NO_OP" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("asked")
+def test_resubmit_of_a_cell_that_is_none_is_exit_2_with_the_nearest_labels(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["resubmit", "name=mine", "tiny rtm w3"]) == 2
+    answer = capsys.readouterr().err
+    assert 'no cell `tiny rtm w3` in this sweep; nearest: "tiny rtn w3"' in answer
+
+
+@pytest.mark.usefixtures("asked")
+def test_a_kind_behind_a_space_is_no_cell(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["resubmit", "name=mine", "--failure", "TIMEOUT", "NO_OP"]) == 2
+    assert "`NO_OP` is a kind of failure, not a cell; several kinds: --failure NO_OP,OTHER" in capsys.readouterr().err
+
+
+def test_labels_reach_resubmit_through_make(tmp_path: Path) -> None:
+    """make hands ARGS to a shell, which reads the quotes."""
+    makefile = Path(cli.__file__).parents[1] / "Makefile"
+    line = ["make", "-n", "-f", str(makefile), "resubmit", "PYTHON=python3", 'ARGS=name=mine "tiny rtn w3 length=64"']
+    shown = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=True).stdout
+    assert shlex.split(shown.splitlines()[-1])[1:] == ["resubmit", "name=mine", "tiny rtn w3 length=64"]
+
+
+# --- a sweep by its name, and more ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["status", "report", "sync", "resubmit", "ui", "gc"])
+@pytest.mark.parametrize(("line", "said"), [("bitz=3", "did you mean bits"), ("method=gptqq", "did you mean gptq")])
+def test_a_typo_behind_a_sweep_s_name_is_exit_2(
+    verb: str, line: str, said: str, mine: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    results.write_record("mine", SweepRecord(mine, []))
+    assert cli.main([verb, "name=mine", line]) == 2
+    assert said in capsys.readouterr().err
+
+
+# --- odd, but good ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["my models/tiny", "a=b", "a,b", "it's", "modèle 量子/tiny", "[red]", "100%", "a:b", "-dash", "x(1)"]
+)
+def test_files_of_any_name_can_be_used(
+    name: str, mine: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = write_checkpoint(tmp_path / "models" / name)
+    write_text(directory / f"{Path(name).name}.txt", 200)
+    keys = ("model.repo", "calibration.path", "suite.path")
+    given = [text for text in mine if text.partition("=")[0] not in keys]
+    paths = (directory, *2 * [directory / f"{Path(name).name}.txt"])
+    quoted = [f'{key}="{path}"' for key, path in zip(keys, paths, strict=True)]
+    assert cli.main(["plan", *given, *quoted]) == 0
+    assert "1 PENDING" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "content", [b"a b\r\n" * 100, b"\xef\xbb\xbf" + b"a b " * 100, "é 量 ".encode() * 100, b"a b " * 100_000]
+)
+def test_texts_of_any_line_ends_and_letters_can_be_used(content: bytes, mine: list[str]) -> None:
+    Path("text.txt").write_bytes(content)
+    assert cli.main(["plan", *mine]) == 0
+
+
+def test_links_and_paths_from_another_directory_can_be_used(
+    mine: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "linked").symlink_to("tiny")
+    (tmp_path / "linked.txt").symlink_to("text.txt")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    moved = merged(mine, "model.repo=../linked calibration.path=../linked.txt suite.path=../linked.txt")
+    assert cli.main(["plan", *moved]) == 0

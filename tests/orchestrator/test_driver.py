@@ -11,8 +11,9 @@ from conf.schema import ClusterConf
 from orchestrator import driver as driving
 from orchestrator import retry
 from orchestrator.cell import Cell, CellStatus
-from orchestrator.driver import Driver, close_abandoned
+from orchestrator.driver import Driver
 from orchestrator.events import End, EvaluateEnded, Job, Node, QuantizeEnded
+from orchestrator.head import ClusterLostError
 from orchestrator.placement import Placement
 from orchestrator.progress import SweepProgress
 from orchestrator.storage import Storage
@@ -100,7 +101,7 @@ def drive(storage: Storage, cell: Cell, scheduler: FakeScheduler, **limits: floa
     job = Job(cell.key, cell.quantize_key, "m", (ONE_CPU,), (ONE_CPU,), 1.0, 1.0, False, False)
     cluster = ClusterConf(name="fake", idle_seconds=0.0, **limits)  # type: ignore[arg-type]
     with SweepProgress(Console(file=io.StringIO()), 1, 0.0) as progress:
-        Driver([cell], [job], storage, scheduler, progress, cluster).run()
+        Driver([cell], [job], storage.states([cell]), storage, scheduler, progress, cluster).run()
     assert scheduler.hosts == set()
     attempts = storage.states([cell])[cell.key].attempts
     return [a.result.failure.kind if a.result.failure else a.result.status for a in attempts if a.result is not None]
@@ -150,6 +151,22 @@ def test_a_stage_that_ends_just_at_its_limit_has_ended(storage: Storage) -> None
     assert scheduler.aborted == []
 
 
+def test_a_cell_that_waits_for_its_next_try_is_unfinished_when_the_driver_is_interrupted(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class InterruptedLater(FakeScheduler):
+        def wait(self, timeout_seconds: float) -> list[End]:
+            if ends := super().wait(timeout_seconds):
+                return ends
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 1e6)
+    cell, hub = make_cell(), Failure("quantize", FailureKind.TRANSIENT, "the hub does not answer")
+    with pytest.raises(KeyboardInterrupt):
+        drive(storage, cell, InterruptedLater(lambda number: hub))
+    assert storage.states([cell])[cell.key].status is CellStatus.CANCELLED, "not FAILED, which only resubmit takes up"
+
+
 def test_an_interrupted_driver_closes_what_is_open(storage: Storage) -> None:
     class Interrupted(FakeScheduler):
         def wait(self, timeout_seconds: float) -> list[End]:
@@ -161,11 +178,52 @@ def test_an_interrupted_driver_closes_what_is_open(storage: Storage) -> None:
     assert storage.states([cell])[cell.key].status is CellStatus.CANCELLED
 
 
+def test_a_lost_cluster_closes_what_is_open_as_lost_and_says_so(storage: Storage) -> None:
+    class Beheaded(FakeScheduler):
+        def wait(self, timeout_seconds: float) -> list[End]:
+            raise ClusterLostError("the head does not answer")
+
+    cell = make_cell()
+    with pytest.raises(ClusterLostError):
+        drive(storage, cell, Beheaded())
+    last = storage.states([cell])[cell.key].last
+    assert last is not None and last.result is not None
+    assert last.result.failure == Failure("quantize", FailureKind.WORKER_LOST, "the head does not answer")
+
+
+def test_a_worker_that_dies_just_after_writing_its_result_has_succeeded(storage: Storage) -> None:
+    class Unlucky(FakeScheduler):
+        def start_evaluate(self, key: str, request: EvaluateRequest, host_id: str) -> None:
+            super().start_evaluate(key, request, host_id)
+            self._ends[-1] = EvaluateEnded(key, host_id, LOST, host_alive=False)
+
+    assert drive(storage, make_cell(), Unlucky()) == ["SUCCEEDED"]
+
+
+def test_what_was_lost_under_an_earlier_driver_does_not_count_against_the_retries_of_this_one(storage: Storage) -> None:
+    cell = make_cell()
+    drive(storage, cell, FakeScheduler(lambda number: LOST))
+    scheduler = FakeScheduler(lambda number: LOST if number <= 2 else None)
+    assert drive(storage, cell, scheduler) == ["WORKER_LOST"] * 5 + ["SUCCEEDED"]
+
+
 def test_what_a_dead_driver_left_open_is_closed_as_lost(storage: Storage) -> None:
     cell = make_cell()
-    storage.open_attempt(cell)
-    assert close_abandoned([cell], storage.states([cell])) == 1
+    storage.open_attempt(cell, 1)
+    assert storage.end_abandoned([cell]) == 1
     state = storage.states([cell])[cell.key]
     assert state.last is not None and state.last.result is not None and state.last.result.failure is not None
     assert state.last.result.failure.kind is FailureKind.WORKER_LOST
-    assert close_abandoned([cell], storage.states([cell])) == 0
+    assert storage.end_abandoned([cell]) == 0
+
+
+def test_why_a_node_is_left_out_is_said_once(storage: Storage) -> None:
+    said = io.StringIO()
+    scheduler = FakeScheduler(quantize=lambda number: LOST if number == 1 else None)  # a loss looks at the nodes again
+    scheduler.refused = ["node new (10.0.0.7, 0123abcd): it has no /models/tiny"]
+    cell = make_cell()
+    job = Job(cell.key, cell.quantize_key, "m", (ONE_CPU,), (ONE_CPU,), 1.0, 1.0, False, False)
+    with SweepProgress(Console(file=said, width=200), 1, 0.0) as progress:
+        cluster = ClusterConf(name="fake", idle_seconds=0.0)
+        Driver([cell], [job], storage.states([cell]), storage, scheduler, progress, cluster).run()
+    assert said.getvalue().count("left out: node new (10.0.0.7, 0123abcd): it has no /models/tiny\n") == 1

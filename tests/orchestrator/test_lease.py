@@ -1,4 +1,7 @@
-"""One driver per sweep: who is refused, who takes over, and that two who try at once do not both succeed."""
+"""One driver per sweep: who is refused, who takes over, and that two who try at once do not both succeed.
+
+Hosts that are not this one are records written here, with clocks as right or wrong as a test wants them.
+"""
 
 import json
 import multiprocessing
@@ -7,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,9 +21,11 @@ import psutil
 import pytest
 
 from orchestrator import lease as leases
-from orchestrator.lease import STALE_SECONDS, Lease
+from orchestrator.lease import FRESH_SECONDS, Lease, is_held
 from workers.errors import LockedError, PrerequisiteError
+from workers.files import replace
 
+NOBODY = 2**22 + 1  # no process has this number
 REPOSITORY = Path(__file__).parents[2]
 HOLD = """
 import sys, time
@@ -53,10 +59,28 @@ def another_driver(directory: Path) -> Iterator[subprocess.Popen[str]]:
 def left_behind(directory: Path, **record: object) -> Path:
     """The lease of a driver that did not release it."""
     directory.mkdir(exist_ok=True)
-    here = {"host": socket.gethostname(), "pid": 1, "started": 0.0, "heartbeat": time.time(), "released": False}
     path = directory / "000001.json"
-    path.write_text(json.dumps(here | record))
+    path.write_text(json.dumps(vars(leases._this_process()) | {"pid": NOBODY} | record))
     return path
+
+
+@contextmanager
+def another_host(directory: Path, clock: float, *, beats: bool) -> Iterator[Path]:
+    """A driver elsewhere whose clock is `clock` seconds ahead of ours."""
+    path = left_behind(directory, host="elsewhere", machine="another boot", heartbeat=time.time() + clock)
+    record, stop = json.loads(path.read_text()), threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(0.02):
+            replace(path, json.dumps(record | {"heartbeat": time.time() + clock}))
+
+    thread = threading.Thread(target=beat)
+    if beats:
+        thread.start()
+    yield path
+    stop.set()
+    if beats:
+        thread.join()
 
 
 def names(directory: Path) -> list[str]:
@@ -82,10 +106,43 @@ def test_another_sweep_is_free(directory: Path) -> None:
         pass
 
 
-def test_a_driver_elsewhere_is_alive_while_its_heart_beats(directory: Path) -> None:
-    left_behind(directory, host="elsewhere", pid=1, heartbeat=time.time() - STALE_SECONDS / 2)
-    with pytest.raises(LockedError, match="by process 1 on elsewhere"), Lease(directory):
+def test_a_driver_elsewhere_whose_heart_has_just_beaten_is_believed(directory: Path) -> None:
+    with (
+        another_host(directory, -FRESH_SECONDS / 2, beats=False),
+        pytest.raises(LockedError, match=f"by process {NOBODY} on elsewhere"),
+        Lease(directory),
+    ):
         pass
+
+
+@pytest.mark.parametrize("clock", [-1e6, -FRESH_SECONDS - 10, 10, 1e6])
+@pytest.mark.parametrize("beats", [True, False])
+def test_no_clock_decides_whether_a_driver_elsewhere_lives(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, clock: float, beats: bool
+) -> None:
+    monkeypatch.setattr(leases, "WATCH_SECONDS", 2.0 if beats else 0.2)
+    with another_host(directory, clock, beats=beats):
+        assert is_held(directory, 1) is beats
+
+
+def test_a_driver_that_releases_its_lease_while_it_is_watched_is_gone(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "WATCH_SECONDS", 60.0)
+    with another_host(directory, -1e6, beats=False) as path:
+        record = json.loads(path.read_text()) | {"released": True}
+        threading.Timer(0.1, replace, (path, json.dumps(record))).start()
+        assert not is_held(directory, 1)
+
+
+def test_a_clock_that_is_set_does_not_make_a_driver_here_look_dead(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with another_driver(directory):
+        now = time.time
+        for jump in (-1e6, 1e6):
+            monkeypatch.setattr(time, "time", lambda jump=jump: now() + jump)
+            assert is_held(directory, 1)
 
 
 # --- who takes over --------------------------------------------------------------------------------------------------
@@ -123,14 +180,24 @@ def test_a_killed_driver_nobody_has_reaped_counts_as_dead(directory: Path) -> No
 
 
 def test_a_process_that_only_has_the_drivers_number_is_not_the_driver(directory: Path) -> None:
-    left_behind(directory, pid=os.getpid(), started=psutil.Process().create_time() - 1000)
+    ticks = leases._this_process().start_ticks
+    left_behind(directory, pid=os.getpid(), start_ticks=ticks - 1)
     with Lease(directory):
         pass
 
 
-def test_a_driver_elsewhere_whose_heart_stopped_is_taken_over(directory: Path) -> None:
-    left_behind(directory, host="elsewhere", pid=1, heartbeat=time.time() - STALE_SECONDS - 1)
-    with Lease(directory):
+def test_a_driver_before_this_machine_was_started_again_is_taken_over(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "WATCH_SECONDS", 0.2)
+    left_behind(directory, pid=os.getpid(), machine="an earlier boot", heartbeat=time.time() - 3600)
+    with Lease(directory) as lease:
+        assert lease.number == 2
+
+
+def test_a_driver_elsewhere_whose_heart_stopped_is_taken_over(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "WATCH_SECONDS", 0.2)
+    with another_host(directory, -FRESH_SECONDS - 1, beats=False), Lease(directory):
         pass
 
 
@@ -154,12 +221,12 @@ def test_a_driver_that_was_taken_over_is_interrupted(directory: Path, monkeypatc
 
     def drive() -> None:
         with Lease(directory):
-            (directory / "000002.json").write_text("{}")
+            left_behind(directory, host="elsewhere", pid=7).rename(directory / "000002.json")
             wait_until(lambda: False)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(LockedError, match="sweep mini was taken over by process 7 on elsewhere"):
         drive()
-    assert json.loads((directory / "000002.json").read_text()) == {}
+    assert json.loads((directory / "000002.json").read_text())["host"] == "elsewhere"
 
 
 def wait_until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
@@ -187,7 +254,7 @@ def test_of_many_who_try_at_once_one_wins(directory: Path, stale: bool) -> None:
     context = multiprocessing.get_context("fork")
     for _ in range(5):
         if stale:
-            left_behind(directory, pid=2**22 + 1)
+            left_behind(directory)
         all_ready, all_tried, winners = context.Barrier(6), context.Barrier(6), context.Queue()
         processes = [
             context.Process(target=try_to_hold, args=(directory, all_ready, all_tried, winners)) for _ in range(6)
@@ -216,7 +283,7 @@ class _SlowLease(Lease):
 
 
 def test_who_is_overtaken_while_looking_is_refused(directory: Path) -> None:
-    left_behind(directory, host="elsewhere", heartbeat=0.0)
+    left_behind(directory)
     faster = Lease(directory)
     with pytest.raises(LockedError), _SlowLease(directory).overtaken_by(lambda: enter(faster)):
         pass
@@ -225,7 +292,7 @@ def test_who_is_overtaken_while_looking_is_refused(directory: Path) -> None:
 
 
 def test_who_is_overtaken_twice_does_not_win_with_a_number_that_is_free_again(directory: Path) -> None:
-    left_behind(directory, host="elsewhere", heartbeat=0.0)
+    left_behind(directory)
     second = Lease(directory)
 
     def others() -> None:

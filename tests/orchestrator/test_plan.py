@@ -75,9 +75,9 @@ def test_what_is_done_is_not_counted_again(mine: list[str], tmp_path: Path) -> N
     cells = resolve(expand(overrides), CPU, online=False)
     before = printed(overrides, CPU, storage)
     assert "2 cells: 2 PENDING" in before
-    end_attempt(storage.open_attempt(cells[0]).directory, cells[0], CellStatus.SUCCEEDED, None)
+    end_attempt(storage.open_attempt(cells[0], 1).directory, cells[0], CellStatus.SUCCEEDED, None)
     failure = Failure("quantize", FailureKind.NUMERICAL, "NaN")
-    end_attempt(storage.open_attempt(cells[1]).directory, cells[1], CellStatus.FAILED, failure)
+    end_attempt(storage.open_attempt(cells[1], 1).directory, cells[1], CellStatus.FAILED, failure)
     after = printed(overrides, CPU, storage)
     assert "2 cells: 1 SUCCEEDED, 1 FAILED" in after
     assert hours(after) == pytest.approx(hours(before) / 2, rel=0.3)
@@ -94,3 +94,20 @@ def test_notes_and_reasons_are_said_once(mine: list[str]) -> None:
     said = printed([*given, "method=rtn,awq", "bits=2,3", "suite.sequence_length=100"], CPU)
     assert said.count("note: suite.sequence_length 100 -> 64") == 1
     assert said.count("2 x NOT_IMPLEMENTED: slot scale: AwqScale is not implemented") == 1
+
+
+def test_what_is_not_built_is_estimated_beside_what_is_to_do(mine: list[str]) -> None:
+    alone = printed([*mine, "bits=2"], CPU)
+    beside = printed([*(text for text in mine if not text.startswith("method=")), "method=rtn,awq", "bits=2"], CPU)
+    assert hours(beside) == hours(alone)
+    assert "not implemented: " not in alone
+    assert re.search(r"not implemented: [\d.]+ hours and \d+ GiB more", beside)
+
+
+def test_a_checkpoint_that_cells_share_is_made_once(mine: list[str]) -> None:
+    both = resolve(expand([*mine, "bits=2", "suite.limit=1,2"]), CPU, online=False)
+    assert len({cell.quantize_key for cell in both}) == 1
+    plan = plan_cell(both[0], CPU)
+    said = hours(printed([*mine, "bits=2", "suite.limit=1,2"], CPU))
+    assert said == pytest.approx(plan.quantize_hours + 2 * plan.evaluate_hours, rel=0.05), "two digits are printed"
+    assert said < 0.9 * 2 * plan.hours

@@ -1,5 +1,6 @@
 """results/<sweep>/sweep.json: how a sweep was started last."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,9 @@ import pytest
 from conf.errors import ConfigError
 from orchestrator import results
 from orchestrator.results import SweepRecord
+from orchestrator.storage import Storage
+from orchestrator.sweep import Sweep, expand
+from workers.errors import PrerequisiteError
 
 RECORD = SweepRecord(["model=hf", "model.repo='/a b'"], ["1" * 64])
 
@@ -72,3 +76,38 @@ def test_a_damaged_record_is_named(content: str) -> None:
     path.write_text(content)
     with pytest.raises(ConfigError, match=r"mine/sweep\.json: not what a sweep wrote"):
         results.as_started(["name=mine"])
+
+
+# --- the storage a sweep ran on --------------------------------------------------------------------------------------
+
+
+def run_once(name: str, storage: Path) -> Sweep:
+    """What a driver does at its start; the sweep again."""
+    sweep = expand(["experiment=smoke", "method=rtn", f"name={name}", f"cluster.storage={storage}"])
+    opened = results.open_storage(sweep)
+    results.write_record(name, SweepRecord([], [], str(opened.root), opened.id))
+    return sweep
+
+
+def test_a_storage_that_is_gone_from_its_place_is_not_begun_anew(tmp_path: Path) -> None:
+    sweep = run_once("mine", tmp_path / "mounted")
+    there = results.open_storage(sweep).id
+    away = (tmp_path / "mounted").rename(tmp_path / "away")
+    for gone in (lambda: None, (tmp_path / "mounted").mkdir, lambda: Storage(tmp_path / "mounted")):
+        gone()
+        with pytest.raises(PrerequisiteError, match=r"that sweep mine ran on is not there now .*rm .*mine/sweep"):
+            results.open_storage(sweep)
+    shutil.rmtree(tmp_path / "mounted")
+    away.rename(tmp_path / "mounted")
+    assert results.open_storage(sweep).id == there
+
+
+def test_a_sweep_may_begin_anew_elsewhere_or_without_its_record(tmp_path: Path) -> None:
+    sweep = run_once("mine", tmp_path / "one")
+    run_once("mine", tmp_path / "two")
+    shutil.rmtree(tmp_path / "one")
+    assert results.open_storage(sweep).root == tmp_path / "one"  # the record is of the other by now
+    run_once("mine", tmp_path / "one")
+    shutil.rmtree(tmp_path / "one")
+    (results.sweep_directory("mine") / "sweep.json").unlink()
+    assert results.open_storage(sweep).root == tmp_path / "one"

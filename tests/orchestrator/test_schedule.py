@@ -130,6 +130,16 @@ def with_two_hosts(schedule: Schedule) -> dict[str, str]:
     return hosts
 
 
+def test_a_model_that_wants_a_second_host_does_not_stand_before_one_that_waits_for_its_first() -> None:
+    """Both want four GPUs of a node with two free; the node is kept for the one without a host."""
+    jobs = [job(f"a{i}", model="m1", evaluate=(FOUR,), evaluate_seconds=500.0, ready=True) for i in range(3)]
+    jobs += [job("b", model="m2", evaluate=(FOUR,), ready=True), job("small")]
+    schedule = Schedule(jobs, idle_seconds=30.0)
+    first, *more = schedule.handle(NodesChanged((Node("n", 6, 24, 512.0),)))
+    assert isinstance(first, StartHost) and first.host_key == "m1"
+    assert more == [StartEvaluate("a0", first.host_id)], "the small cell would fit"
+
+
 def test_a_reserved_node_does_not_hold_up_the_other_nodes() -> None:
     schedule = Schedule(
         [job("held", quantize=(ONE,)), job("large", quantize=(FOUR,)), *(job(f"s{i}") for i in range(9))],
@@ -198,7 +208,9 @@ def test_a_host_that_went_down_is_not_used_again() -> None:
     assert actions[3] == StartEvaluate("second", actions[2].host_id)
 
 
-@pytest.mark.parametrize(("kind", "kept"), [(FailureKind.PARITY, True), (FailureKind.ENGINE, False)])
+@pytest.mark.parametrize(
+    ("kind", "kept"), [(FailureKind.PARITY, True), (FailureKind.ENGINE, False), (FailureKind.CUDA, False)]
+)
 def test_an_engine_that_failed_is_not_trusted_with_another_cell(kind: FailureKind, kept: bool) -> None:
     schedule, host_id = with_host(job("second", ready=True))
     actions = schedule.handle(EvaluateEnded("first", host_id, failure("evaluate", kind)))

@@ -1,12 +1,15 @@
 """Axes to points: the same cells that Hydra would compose one by one, in a fraction of the time."""
 
+import random
 import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from conf import register
 from conf.errors import ConfigError
@@ -109,12 +112,31 @@ SAMPLE: dict[str, tuple[list[str], list[list[str]]]] = {
 def test_a_point_is_what_hydra_composes_for_it(case: str) -> None:
     written, cells = SAMPLE[case]
     with register.hydra_context():
-        roots = [register.compose([written[0], *overrides]).root for overrides in cells]
-    assert [point.config for point in expand(written).points] == [cell(root) for root in roots]
+        composed = [composed_by_hydra([written[0], *overrides]) for overrides in cells]
+    assert [point.config for point in expand(written).points] == composed
 
 
-def cell(root: RootConf) -> CellConf:
-    """The identity part of a fully composed configuration."""
+def test_any_point_of_a_large_grid_is_what_hydra_composes_for_it() -> None:
+    written = [
+        "experiment=paper",
+        "model=llama2-7b,mamba-1.4b",
+        "method=none,gptq,hqq",
+        "group_size=null,64",
+        "scheme.bits=2,3,8",
+        "clip@method.clip=minmax,mse",
+        "calibration.num_sequences=16,128",
+        "seed=range(0,9)",
+    ]
+    points = random.Random(0).sample(expand(written).points, 5)
+    with register.hydra_context():
+        for point in points:
+            overrides = [f"{key}={value}" for key, value in point.assignment.items()]
+            assert composed_by_hydra([written[0], *overrides]) == point.config, overrides
+
+
+def composed_by_hydra(overrides: list[str]) -> CellConf:
+    """The identity part of a configuration that Hydra composes at once, options and values."""
+    root = OmegaConf.to_object(hydra.compose("config", overrides=overrides))
     return CellConf(**{node: getattr(root, node) for node in NODES})
 
 

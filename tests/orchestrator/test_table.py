@@ -56,7 +56,7 @@ def make_checkpoint(storage: Storage, cell: Cell, *, peak_memory_gib: float = 1.
 def succeed(storage: Storage, cell: Cell, metrics: list[Metric]) -> str:
     evaluated = EvaluateResult(metrics, "5.19.0", "fresh", 0.0, SECONDS, peak_memory_gib=0.5)
     result = AttemptResult(cell.evaluate_key, cell.quantize_key, "SUCCEEDED", None, None, evaluated)
-    attempt = storage.open_attempt(cell)
+    attempt = storage.open_attempt(cell, storage.states([cell])[cell.key].next_number)
     create(attempt.directory / "result.json", to_json(result))
     return attempt.name
 
@@ -127,7 +127,7 @@ def _empty(value: object) -> bool:
 def test_a_row_of_a_failed_cell_says_why(storage: Storage) -> None:
     cell = make_cell()
     failure = Failure("quantize", FailureKind.NUMERICAL, "layers.3: not finite, at damping 0.1")
-    end_attempt(storage.open_attempt(cell).directory, cell, CellStatus.FAILED, failure)
+    end_attempt(storage.open_attempt(cell, 1).directory, cell, CellStatus.FAILED, failure)
     (row,) = table_of(storage, cell).to_dict("records")
     assert (row["status"], row["failure_kind"]) == ("FAILED", "NUMERICAL")
     assert row["failure_message"] == "layers.3: not finite, at damping 0.1"
@@ -136,7 +136,7 @@ def test_a_row_of_a_failed_cell_says_why(storage: Storage) -> None:
 def test_the_last_attempt_is_the_one_that_counts(storage: Storage) -> None:
     cell = make_cell()
     failure = Failure("evaluate", FailureKind.ENGINE, "died")
-    end_attempt(storage.open_attempt(cell).directory, cell, CellStatus.FAILED, failure)
+    end_attempt(storage.open_attempt(cell, 1).directory, cell, CellStatus.FAILED, failure)
     succeed(storage, cell, METRICS)
     (row,) = table_of(storage, cell).to_dict("records")
     assert (row["status"], row["attempt"]) == ("SUCCEEDED", 2)

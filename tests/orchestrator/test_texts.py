@@ -13,13 +13,14 @@ import pytest
 
 from conf.errors import ConfigError
 from conf.schema import CalibrationConf, SuiteConf, TextConf
-from orchestrator import texts
+from orchestrator import paths, texts
 from orchestrator.texts import check_calibration, check_suite, resolve_text
 from workers.api import TextRef
 from workers.datasets import Split, load_content
 from workers.errors import PrerequisiteError
 
 ROOT = Path(__file__).parents[2]
+VOCAB_SIZE = 100_000
 
 
 def words(path: Path, count: int) -> Path:
@@ -73,7 +74,7 @@ def test_a_zoo_path_is_a_file_of_the_project(tmp_path: Path, monkeypatch: pytest
     def zoo_path(name: str) -> Path:
         return words(tmp_path / name, 3)
 
-    monkeypatch.setattr(texts, "zoo_path", zoo_path)
+    monkeypatch.setattr(paths, "zoo_path", zoo_path)
     ref = resolve_text("text", "zoo:held_out.txt", split="test", online=True)
     assert ref.location == str(tmp_path / "held_out.txt")
 
@@ -161,7 +162,7 @@ def test_missing_empty_and_unreadable_files_are_refused_by_path(tmp_path: Path, 
     for path in (tmp_path / "missing", tmp_path, empty, zeros):
         with pytest.raises(ConfigError, match=str(path)) as caught:
             resolve_text(source, str(path), split="train", online=True)
-        assert "give calibration.path=" in str(caught.value)
+        assert "calibration.path" in str(caught.value)
 
 
 def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +172,7 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pyt
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "read_bytes", denied)
-    with pytest.raises(ConfigError, match=r"Permission denied.*secret\.txt"):
+    with pytest.raises(ConfigError, match=r"calibration.path.*Permission denied.*secret\.txt"):
         resolve_text("text", str(file), split="train", online=True)
 
 
@@ -197,16 +198,16 @@ def test_a_text_shorter_than_a_window_is_refused(tmp_path: Path, shared: Path, e
     tokenizer = shared / "models" / "mini_reference" / "tokenizer.json" if exact else None
     train = resolve_text("text", str(file), split="train", online=True)
     with pytest.raises(ConfigError, match=f"{file}: at most .* lower calibration.sequence_length"):
-        check_calibration(calibration("text", 2, 256), train, tokenizer)
+        check_calibration(calibration("text", 2, 256), train, tokenizer, VOCAB_SIZE)
     with pytest.raises(ConfigError, match=f"suite.perplexity.mine, {file}: at most .* lower suite.sequence_length"):
-        check_suite(suite("text", 256), {"mine": train}, tokenizer)
+        check_suite(suite("text", 256), {"mine": train}, tokenizer, VOCAB_SIZE)
 
 
 def test_the_tokenizer_sees_what_bytes_do_not(tmp_path: Path, shared: Path) -> None:
     ref = resolve_text("text", str(words(tmp_path / "short.txt", 60)), split="train", online=True)  # 300 bytes
-    check_calibration(calibration("text", 2, 256), ref, None)
+    check_calibration(calibration("text", 2, 256), ref, None, VOCAB_SIZE)
     with pytest.raises(ConfigError, match="at most"):
-        check_calibration(calibration("text", 2, 256), ref, shared / "models" / "mini_reference" / "tokenizer.json")
+        check_calibration(calibration("text", 2, 256), ref, shared / "models" / "mini_reference" / "tokenizer.json", VOCAB_SIZE)
 
 
 @pytest.mark.parametrize("name", ["mini_reference", "stories260k"])
@@ -214,8 +215,8 @@ def test_a_long_text_passes_the_check(shared: Path, name: str) -> None:
     tokenizer = shared / "models" / name / "tokenizer.json"
     file = shared / "data" / "tinystories" / "calibration.txt"
     ref = resolve_text("text", str(file), split="train", online=True)
-    check_calibration(calibration("text", 128, 2048), ref, tokenizer)
-    check_suite(suite("text", 2048), {"mine": ref}, tokenizer)
+    check_calibration(calibration("text", 128, 2048), ref, tokenizer, VOCAB_SIZE)
+    check_suite(suite("text", 2048), {"mine": ref}, tokenizer, VOCAB_SIZE)
 
 
 def test_documents_are_checked_one_by_one(tmp_path: Path) -> None:
@@ -223,40 +224,40 @@ def test_documents_are_checked_one_by_one(tmp_path: Path) -> None:
     with gzip.open(file, "wt") as stream:
         stream.writelines(json.dumps({"text": "abc " * n}) + "\n" for n in (5, 30, 5))
     ref = resolve_text("c4", str(file), split="train", online=True)
-    check_calibration(calibration("c4", 1, 100), ref, None)
+    check_calibration(calibration("c4", 1, 100), ref, None, VOCAB_SIZE)
     with pytest.raises(ConfigError, match="at most 121 tokens"):
-        check_calibration(calibration("c4", 1, 121), ref, None)
+        check_calibration(calibration("c4", 1, 121), ref, None, VOCAB_SIZE)
     joined = TextRef("c4_new", ref.location, ref.fingerprint)
-    check_suite(suite("c4_new", 150), {"mine": joined}, None)
+    check_suite(suite("c4_new", 150), {"mine": joined}, None, VOCAB_SIZE)
 
 
 def test_given_tokens_must_fill_the_windows(tmp_path: Path) -> None:
     file = tmp_path / "tokens.npy"
     np.save(file, np.zeros((8, 16), dtype=np.uint16))
     ref = resolve_text("tokens", str(file), split="train", online=True)
-    check_calibration(calibration("tokens", 8, 16), ref, None)
+    check_calibration(calibration("tokens", 8, 16), ref, None, VOCAB_SIZE)
     for rows, length in ((9, 16), (8, 32)):
         with pytest.raises(ConfigError, match=r"tokens.npy: calibration tokens have shape \[8, 16\]"):
-            check_calibration(calibration("tokens", rows, length), ref, None)
+            check_calibration(calibration("tokens", rows, length), ref, None, VOCAB_SIZE)
 
 
 def test_a_token_stream_must_fill_one_window(tmp_path: Path) -> None:
     file = tmp_path / "tokens.npy"
     np.save(file, np.zeros(100, dtype=np.uint16))
     ref = resolve_text("tokens", str(file), split="test", online=True)
-    check_suite(suite("tokens", 100), {"mine": ref}, None)
+    check_suite(suite("tokens", 100), {"mine": ref}, None, VOCAB_SIZE)
     with pytest.raises(ConfigError, match="at most 100 tokens"):
-        check_suite(suite("tokens", 101), {"mine": ref}, None)
+        check_suite(suite("tokens", 101), {"mine": ref}, None, VOCAB_SIZE)
 
 
 @pytest.mark.parametrize(("rows", "length"), [(0, 256), (-1, 256), (8, 1), (8, -5)])
 def test_windows_need_a_size(rows: int, length: int) -> None:
     ref = resolve_text("c4", None, split="train", online=False)
     with pytest.raises(ConfigError, match=f"calibration.num_sequences={rows} calibration.sequence_length={length}"):
-        check_calibration(calibration("c4", rows, length), ref, None)
+        check_calibration(calibration("c4", rows, length), ref, None, VOCAB_SIZE)
     if length < 2:
         with pytest.raises(ConfigError, match=f"suite.sequence_length={length}"):
-            check_suite(suite("c4", length), {"mine": ref}, None)
+            check_suite(suite("c4", length), {"mine": ref}, None, VOCAB_SIZE)
 
 
 def test_resolving_needs_no_torch() -> None:

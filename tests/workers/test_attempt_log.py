@@ -184,6 +184,12 @@ def test_a_writer_that_dies_or_hangs_neither_ends_nor_holds_up_the_stage(
     assert (tmp_path / "next.txt").read_text() == "the next stage has a writer again\n"
 
 
+def test_a_line_without_end_does_not_wait_for_ever(tmp_path: Path, writer: Callable[[], psutil.Process]) -> None:
+    with attempt_log(tmp_path / "log.txt", capture_output=True):
+        os.write(1, b"half a line")
+        assert wait_for("half a line", tmp_path / "log.txt") == "half a line"
+
+
 def test_a_writer_ends_with_the_last_of_those_who_print(tmp_path: Path) -> None:
     program = """
 with attempt_log(Path(sys.argv[1]), capture_output=True):

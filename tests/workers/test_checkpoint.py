@@ -160,11 +160,11 @@ def test_a_committed_checkpoint_is_intact_until_a_file_changes(tmp_path: Path) -
     assert ck.read_manifest(final) is None
     ck.commit(partial, final, written)
     assert ck.read_manifest(final) == written and not partial.exists()
-    assert ck.is_intact(final, written)
+    assert ck.damage(final, written) is None
     (final / "a").write_text("c0ntent")
-    assert not ck.is_intact(final, written)
+    assert (ck.damage(final, written) or "").startswith(f"{final / 'a'} has 7 bytes of sha256")
     (final / "a").unlink()
-    assert not ck.is_intact(final, written)
+    assert ck.damage(final, written) == f"{final / 'a'} is missing"
 
 
 def test_a_new_checkpoint_takes_the_place_of_a_damaged_one(tmp_path: Path) -> None:
@@ -177,6 +177,7 @@ def test_a_new_checkpoint_takes_the_place_of_a_damaged_one(tmp_path: Path) -> No
 
 
 def test_a_claim_is_waited_for_and_does_not_hold_other_keys_up(tmp_path: Path) -> None:
+    (tmp_path / "leases").mkdir()
     order: list[str] = []
 
     def second() -> None:
@@ -191,3 +192,15 @@ def test_a_claim_is_waited_for_and_does_not_hold_other_keys_up(tmp_path: Path) -
             order.append("first")
     waiting.join()
     assert order == ["first", "second"]
+
+
+def test_no_claim_makes_a_storage_where_there_is_none(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), ck.claim(tmp_path, "key"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
+def test_a_manifest_that_cannot_be_read_finishes_nothing(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / ck.MANIFEST).write_bytes(content)
+    assert ck.read_manifest(tmp_path) is None

@@ -232,7 +232,7 @@ def test_a_hub_that_does_not_answer_is_worth_another_try(monkeypatch: pytest.Mon
         raise error
 
     monkeypatch.setattr(datasets, "hf_hub_download", download)
-    with pytest.raises(TransientError, match="cannot get allenai/c4@0123abcd"):
+    with pytest.raises(TransientError, match="the hub did not deliver allenai/c4@0123abcd/en/"):
         load_content(HUB_REF)
 
 

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers import log_writer
 from workers.log_writer import MARGIN_BYTES, READ_BYTES, BoundedLog, Output
 from workers.redaction import MASK
 
@@ -81,7 +80,7 @@ def test_on_a_full_disk_output_is_dropped_and_how_much_is_told_when_there_is_roo
     log = BoundedLog(str(tmp_path / "log.txt"))
     log.append(b"before\n")
     with monkeypatch.context() as patch:
-        patch.setattr(log_writer.os, "write", full)
+        patch.setattr("workers.log_writer.os.write", full)
         log.append(b"0123456789")
         log.append(b"0123456789")
     log.append(b"after\n")

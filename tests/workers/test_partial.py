@@ -41,6 +41,12 @@ def test_nothing_to_take_up_is_an_empty_directory(tmp_path: Path) -> None:
     assert names(tmp_path / "new") == []
 
 
+def test_nothing_grows_where_there_is_no_storage(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        partial.take_up(ck.partial_directory(tmp_path, "key"))
+    assert names(tmp_path) == []
+
+
 def test_saved_blocks_are_taken_up(tmp_path: Path) -> None:
     save_blocks(tmp_path, 2)
     reports, streams = partial.take_up(tmp_path)

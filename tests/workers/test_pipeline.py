@@ -248,7 +248,7 @@ def test_of_two_that_want_one_checkpoint_the_second_waits_and_finds_it(tiny_llam
     with ThreadPoolExecutor() as pool:
         first, second = pool.map(quantize, [request, request])
     assert (first is None) != (second is None)
-    assert ck.is_intact(key_directory(tmp_path), first or second or pytest.fail("neither made it"))
+    assert ck.damage(key_directory(tmp_path), first or second or pytest.fail("neither made it")) is None
 
 
 def test_the_manifest_speaks_for_every_file(tiny_llama: Path, tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_the_manifest_speaks_for_every_file(tiny_llama: Path, tmp_path: Path) ->
     directory = key_directory(tmp_path)
     files = {path.name for path in directory.iterdir()} - {ck.MANIFEST}
     assert set(manifest.files) == files and ck.INDEX in files and "config.json" in files
-    assert ck.is_intact(directory, manifest)
+    assert ck.damage(directory, manifest) is None
     assert manifest.checkpoint_bytes == sum((directory / name).stat().st_size for name in files)
     assert ck.read_manifest(directory) == manifest
     assert not ck.partial_directory(tmp_path, "key").exists()

@@ -84,7 +84,8 @@ def request_for(
 ) -> QuantizeRequest:
     """A request to quantize `model` with `method` (a key of METHODS), by default to 3 bits per row."""
     windows = random_windows(NUM_WINDOWS, WINDOW_TOKENS) if windows is None else windows
-    storage.mkdir(parents=True, exist_ok=True)
+    for name in ("checkpoints", "leases"):
+        (storage / name).mkdir(parents=True, exist_ok=True)
     tokens = storage / "windows.npy"
     np.save(tokens, windows)
     count, length = windows.shape

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from orchestrator.report import metrics
+from orchestrator.report import plots as drawing
 from orchestrator.report.columns import normalise
 from orchestrator.report.panels import MAX_LINES, panels
 from orchestrator.report.pivots import pivot
@@ -80,3 +81,13 @@ def test_a_crowded_model_gets_a_panel_for_each_group_size(cell: Any) -> None:
 @pytest.mark.parametrize("value", [float("inf"), None])
 def test_a_model_without_a_finite_value_has_no_plot(cell: Any, value: float | None) -> None:
     assert perplexity_plots(pivot(normalise(pd.DataFrame([cell("m", "rtn", 2, perplexity=value)])), PERPLEXITY)) == []
+
+
+def test_of_many_figures_the_first_are_drawn_and_the_others_are_named(
+    cell: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drawing, "MAX_PLOTS", 2)
+    cells = [cell(f"model{i}", "rtn", bits, perplexity=20.0 + bits) for i in range(4) for bits in (2, 3)]
+    first, second = perplexity_plots(pivot(normalise(pd.DataFrame(cells)), PERPLEXITY))
+    assert first.note == ""
+    assert second.note == "2 more figures are left out, the tables hold their numbers: model2, model3."

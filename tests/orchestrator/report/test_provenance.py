@@ -2,9 +2,11 @@ from typing import Any
 
 import pandas as pd
 
+from orchestrator.next_step import NEXT_STEPS
 from orchestrator.report import provenance
 from orchestrator.report.columns import normalise
 from orchestrator.report.tables import Table
+from workers.api import FailureKind
 
 
 def lines(table: Table | None) -> list[list[str]]:
@@ -52,7 +54,9 @@ def test_an_unfinished_sweep_says_so(clean: pd.DataFrame) -> None:
 
 def test_failures_with_one_message_are_one_line(clean: pd.DataFrame) -> None:
     cells = "mini-mamba gptq 2-bit seed=0, mini-mamba gptq 2-bit seed=1"
-    assert lines(provenance.failure_table(clean)) == [[cells, "NUMERICAL", "layer 3: <H> | not PD"]]
+    assert lines(provenance.failure_table(clean)) == [
+        [cells, "NUMERICAL", "layer 3: <H> | not PD", NEXT_STEPS[FailureKind.NUMERICAL]]
+    ]
 
 
 def test_cells_left_out_are_listed_with_their_reason(clean: pd.DataFrame, cell: Any) -> None:

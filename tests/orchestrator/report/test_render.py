@@ -6,9 +6,18 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from orchestrator.report.provenance import ATTEMPT_COLUMNS
 from orchestrator.report.render import write_report
 
 FACTS = {"sweep": "mini", "date": "2026-11-22", "git commit": "0123abc"}
+ATTEMPTS = pd.DataFrame(
+    [
+        ("cell | a", 1, "WORKER_LOST", "quantize", "2026-11-22 14:00:00", 12.0, "the worker <died>"),
+        ("cell | a", 2, "SUCCEEDED", "", "2026-11-22 14:01:00", 60.0, ""),
+        ("cell | b", 1, "SUCCEEDED", "", "2026-11-22 14:02:00", 60.0, ""),
+    ],
+    columns=list(ATTEMPT_COLUMNS),
+)
 VOID = {"meta", "br", "hr", "img", "link", "input", "path", "use", "rect"}
 
 
@@ -53,7 +62,7 @@ def parsed(html: Path) -> Page:
 
 
 def test_the_page_is_well_formed_and_names_every_cell(sweep: pd.DataFrame, tmp_path: Path) -> None:
-    html, markdown = write_report(sweep, tmp_path, title="Sweep mini", facts=FACTS)
+    html, markdown = write_report(sweep, ATTEMPTS, tmp_path, title="Sweep mini", facts=FACTS)
     page, text = parsed(html), markdown.read_text(encoding="utf-8")
     words = " ".join(page.text)
     for label in sweep["label"]:
@@ -62,45 +71,53 @@ def test_the_page_is_well_formed_and_names_every_cell(sweep: pd.DataFrame, tmp_p
 
 
 def test_the_page_is_self_contained_and_its_links_lead_somewhere(sweep: pd.DataFrame, tmp_path: Path) -> None:
-    page = parsed(write_report(sweep, tmp_path, title="Sweep mini", facts=FACTS)[0])
+    page = parsed(write_report(sweep, ATTEMPTS, tmp_path, title="Sweep mini", facts=FACTS)[0])
     assert len(page.ids) == len(set(page.ids))
     assert {"#failures", "#degraded"} <= set(page.targets)
     assert all(target.startswith("#") and target[1:] in page.ids for target in page.targets)
 
 
 def test_messages_are_escaped(sweep: pd.DataFrame, tmp_path: Path) -> None:
-    html, markdown = write_report(sweep, tmp_path, title="a < b", facts=FACTS)
+    html, markdown = write_report(sweep, ATTEMPTS, tmp_path, title="a < b", facts=FACTS)
     assert "layer 3: &lt;H&gt; | not PD" in html.read_text(encoding="utf-8")
     assert "<title>a &lt; b</title>" in html.read_text(encoding="utf-8")
     assert "layer 3: &lt;H&gt; \\| not PD" in markdown.read_text(encoding="utf-8")
 
 
 def test_every_markdown_table_has_as_many_columns_in_each_row(sweep: pd.DataFrame, tmp_path: Path) -> None:
-    text = write_report(sweep, tmp_path, title="Sweep mini", facts=FACTS)[1].read_text(encoding="utf-8")
+    text = write_report(sweep, ATTEMPTS, tmp_path, title="Sweep mini", facts=FACTS)[1].read_text(encoding="utf-8")
     tables = re.findall(r"(?:^\|.*\|\n)+", text, flags=re.MULTILINE)
-    assert len(tables) == 8
+    assert len(tables) == 9
     for table in tables:
         counts = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
         assert len(counts) == 1
 
 
 def test_the_images_of_the_markdown_lie_beside_it(sweep: pd.DataFrame, tmp_path: Path) -> None:
-    text = write_report(sweep, tmp_path, title="Sweep mini", facts=FACTS)[1].read_text(encoding="utf-8")
+    text = write_report(sweep, ATTEMPTS, tmp_path, title="Sweep mini", facts=FACTS)[1].read_text(encoding="utf-8")
     names = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
     assert names == ["perplexity-1.png", "perplexity-2.png"]
     assert all((tmp_path / name).is_file() for name in names)
 
 
 def test_failures_come_with_the_command_that_runs_them_again(sweep: pd.DataFrame, tmp_path: Path) -> None:
-    html, markdown = write_report(sweep, tmp_path, title="Sweep mini", facts=FACTS)
+    html, markdown = write_report(sweep, ATTEMPTS, tmp_path, title="Sweep mini", facts=FACTS)
     assert "make resubmit ARGS='name=mini'" in parsed(html).text
     assert "make resubmit ARGS='name=mini'" in markdown.read_text(encoding="utf-8")
+
+
+def test_the_history_of_cells_that_were_tried_again_is_shown(sweep: pd.DataFrame, tmp_path: Path) -> None:
+    html, markdown = write_report(sweep, ATTEMPTS, tmp_path, title="Sweep mini", facts=FACTS)
+    words = " ".join(parsed(html).text)
+    assert "cell | a" in words and "WORKER_LOST in quantize" in words and "the worker <died>" in words
+    assert "cell | b" not in words
+    assert "| 1 | (WORKER_LOST in quantize)" in markdown.read_text(encoding="utf-8").replace("\\", "")
 
 
 def test_a_rerun_writes_the_same_bytes(sweep: pd.DataFrame, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     for directory in (first, second):
-        write_report(sweep, directory, title="Sweep mini", facts=FACTS)
+        write_report(sweep, ATTEMPTS, directory, title="Sweep mini", facts=FACTS)
     names = sorted(path.name for path in first.iterdir())
     assert names == ["perplexity-1.png", "perplexity-2.png", "report.html", "report.md"]
     for name in names:
@@ -109,7 +126,7 @@ def test_a_rerun_writes_the_same_bytes(sweep: pd.DataFrame, tmp_path: Path) -> N
 
 def test_perplexity_comes_first_and_its_mean_nll_is_not_repeated(sweep: pd.DataFrame, tmp_path: Path) -> None:
     sweep["metric.held_out.mean_nll"] = 3.0
-    text = write_report(sweep, tmp_path, title="Sweep mini", facts=FACTS)[1].read_text(encoding="utf-8")
+    text = write_report(sweep, ATTEMPTS, tmp_path, title="Sweep mini", facts=FACTS)[1].read_text(encoding="utf-8")
     headings = re.findall(r"^### (.*)", text, flags=re.MULTILINE)
     assert headings[:3] == [
         "held_out perplexity",
@@ -122,16 +139,16 @@ def test_perplexity_comes_first_and_its_mean_nll_is_not_repeated(sweep: pd.DataF
 @pytest.mark.parametrize("status", ["PENDING", "NOT_IMPLEMENTED"])
 def test_a_sweep_without_any_metric_still_has_a_report(cell: Any, tmp_path: Path, status: str) -> None:
     cells = pd.DataFrame([cell("m", "rtn", 4, status=status)]).drop(columns="metric.held_out.perplexity")
-    page = parsed(write_report(cells, tmp_path, title="Sweep mini", facts=FACTS)[0])
+    page = parsed(write_report(cells, ATTEMPTS, tmp_path, title="Sweep mini", facts=FACTS)[0])
     assert "No metric has been recorded yet" in " ".join(page.text)
     assert status in page.text
 
 
 def test_a_sweep_without_cells_still_has_a_report(sweep: pd.DataFrame, tmp_path: Path) -> None:
-    page = parsed(write_report(sweep.iloc[:0], tmp_path, title="Sweep mini", facts=FACTS)[0])
+    page = parsed(write_report(sweep.iloc[:0], ATTEMPTS, tmp_path, title="Sweep mini", facts=FACTS)[0])
     assert "No cell failed." in page.text
 
 
 def test_a_missing_fact_is_named(sweep: pd.DataFrame, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="date"):
-        write_report(sweep, tmp_path, title="Sweep mini", facts={"sweep": "mini"})
+        write_report(sweep, ATTEMPTS, tmp_path, title="Sweep mini", facts={"sweep": "mini"})

@@ -1,0 +1,43 @@
+"""The head of a Ray cluster, asked without Ray: Ray's own calls wait for it a minute and then end the process."""
+
+import socket
+import time
+
+from workers.errors import PrerequisiteError
+
+ANSWER_SECONDS = 5.0
+
+
+class ClusterLostError(PrerequisiteError):
+    """The Ray cluster went away while a sweep was running on it."""
+
+
+def answers(address: str) -> bool:
+    """Whether anything accepts connections at `host:port`."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def refuse_silence(address: str) -> None:
+    """Raise ConnectionError when nothing accepts connections at `host:port`: Ray would try for a quarter of an hour.
+
+    Any other form of address (auto) is left to Ray.
+    """
+    if address.rpartition(":")[2].isdecimal() and "://" not in address and not answers(address):
+        raise ConnectionError("nothing accepts connections there")
+
+
+def require_head(address: str, patience_seconds: float) -> None:
+    """Return as soon as the head accepts connections. Raises ClusterLostError after `patience_seconds` without."""
+    deadline = time.monotonic() + patience_seconds
+    while not answers(address):
+        if time.monotonic() >= deadline:
+            raise ClusterLostError(
+                f"the head of the Ray cluster at {address} does not answer any more; start the cluster again if it is "
+                "yours, then run the same command: what was finished is kept"
+            )
+        time.sleep(1.0)
