@@ -43,7 +43,7 @@ LAST_SECONDS = 300.0  # how long a sweep that has ended waits for a slow MLflow
 WAIT_SECONDS = 2.0  # between two looks at the cells another sweep is running
 UNFINISHED = (CellStatus.PENDING, CellStatus.CANCELLED)  # and what was lost with a worker or driver
 
-Chosen = Callable[[Cell, CellState], bool]
+Choose = Callable[[list[Cell], dict[str, CellState]], list[Cell]]
 
 
 def run(
@@ -51,9 +51,12 @@ def run(
     overrides: list[str],
     console: Console,
     statuses: tuple[CellStatus, ...],
-    chosen: Chosen = lambda cell, state: True,
+    choose: Choose = lambda cells, states: cells,
 ) -> int:
-    """Run the cells of these statuses that `chosen` picks, and show the whole sweep. Returns the exit code."""
+    """Run the cells of these statuses among those that `choose` picks, and show the whole sweep.
+
+    Returns the exit code. Raises ConfigError as `choose` does.
+    """
     nodes = declared_nodes(sweep.cluster)
     cells = resolve(sweep, nodes, online=True)
     _say_notes(console, cells)
@@ -65,9 +68,7 @@ def run(
         if storage.end_abandoned(cells):
             console.print("an earlier driver went down in this sweep; its open cells run again", highlight=False)
         states = storage.states(cells)
-        todo = [
-            c for c in cells if states[c.key].status in _also_lost(statuses, states[c.key]) and chosen(c, states[c.key])
-        ]
+        todo = [c for c in choose(cells, states) if states[c.key].status in _also_lost(statuses, states[c.key])]
         problem = None
         if todo or not views_are_current(sweep.name, cells, states):
             tracker = open_tracker(sweep, storage)

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from conf.errors import ConfigError
-from orchestrator import results
+from orchestrator import results, selection
 from orchestrator.cell import Cell, CellStatus
 from orchestrator.cluster import declared_nodes
 from orchestrator.resolve import resolve
@@ -41,18 +41,22 @@ def sweep(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def resubmit(arguments: argparse.Namespace, console: Console) -> int:
-    """Run failed cells again, all or by kind or label."""
+    """Run failed cells again: all of them, those that failed in some way, or those that are named."""
     from orchestrator.run import run
 
-    def chosen(cell: Cell, state: CellState) -> bool:
-        failure = state.last.result.failure if state.last and state.last.result else None
-        if arguments.failure and (failure is None or failure.kind.value not in arguments.failure):
-            return False
-        names = (cell.label, cell.key, cell.key[:16])
-        return not arguments.cell or any(name in names for name in arguments.cell)
+    def choose(cells: list[Cell], states: dict[str, CellState]) -> list[Cell]:
+        chosen = selection.named(cells, states, names) if names else cells
+        if not arguments.failure:
+            return chosen
+        if fitting := selection.failed_with(chosen, states, arguments.failure):
+            return fitting
+        there = selection.failures(chosen, states) or "none"
+        console.print(f"no cell has failed with {', '.join(arguments.failure)}; failures: {there}", highlight=False)
+        return []
 
-    overrides = results.continued(arguments.overrides)
-    return run(expand(overrides), overrides, console, (CellStatus.FAILED, CellStatus.CANCELLED), chosen)
+    names, overrides = selection.split_names(arguments.overrides)
+    overrides = results.continued(overrides)
+    return run(expand(overrides), overrides, console, selection.ENDED_BADLY, choose)
 
 
 def cell(arguments: argparse.Namespace, console: Console) -> int:
