@@ -59,6 +59,7 @@ class World:
     def __init__(self, cells: list[Cell], jobs: list[Job], nodes: list[Node], root: Path, seed: int, chances: Chances):
         self.now = 0.0
         self.counted: Counter[str] = Counter()
+        self.written: dict[str, str] = {}  # attempt -> the status its worker wrote as its result
         self.unheard: set[str] = set()  # attempts whose end no driver lived to hear
         self.lives: defaultdict[str, list[set[str]]] = defaultdict(list)  # cell -> its attempts, driver by driver
         self.cells, self.jobs, self.root, self.chances = cells, jobs, root, chances

@@ -91,6 +91,8 @@ def check(world: World, storage: Storage) -> None:
         results = [attempt.result for attempt in state.attempts]
         assert None not in results, f"{cell.key} has an open attempt"
         statuses = [result.status for result in results if result is not None]
+        written = [world.written.get(a.name, status) for a, status in zip(state.attempts, statuses, strict=True)]
+        assert statuses == written, f"{cell.key}: what a worker wrote was changed"
         assert CellStatus.SUCCEEDED not in statuses[:-1], f"{cell.key} was tried again after it had succeeded"
         assert [a.number for a in state.attempts] == list(range(1, len(statuses) + 1))
         runs += [(a.name, RUN_STATUS[CellStatus(status)]) for a, status in zip(state.attempts, statuses, strict=True)]
