@@ -7,6 +7,8 @@ The first request that fits nowhere and has no host either reserves the node tha
 behind it starts there and smaller hosts there get no more cells, so that small cells cannot starve one that needs
 several GPUs. An engine host without waiting cells is given back as soon as a queued request does not fit beside it, and
 always after `idle_seconds`.
+
+Longer than 400 lines because queue, hosts and reservation are one state that each event changes together.
 """
 
 import heapq

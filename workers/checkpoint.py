@@ -78,10 +78,7 @@ class CheckpointReader:
 def _tensor_files(directory: Path) -> dict[str, str]:
     index = directory / INDEX
     if index.exists():
-        try:
-            files: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadInputError(f"{index}: not a safetensors index ({error})") from error
+        files = _weight_map(index)
         for file in sorted(set(files.values())):
             if not (directory / file).exists():
                 lost = [name for name, f in files.items() if f == file]
@@ -103,6 +100,22 @@ def _tensor_files(directory: Path) -> dict[str, str]:
             return dict.fromkeys(shard.keys(), SINGLE)
     except (SafetensorError, OSError) as error:
         raise BadInputError(_damage(single, "the header", error)) from error
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor name -> file beside the index."""
+    try:
+        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInputError(f"{index}: not a safetensors index ({error}); copy or download it again") from error
+    if not isinstance(files, dict):
+        raise BadInputError(f"{index}: not a safetensors index (weight_map is a {type(files).__name__}); copy it again")
+    for name, file in files.items():
+        if not isinstance(file, str) or file != Path(file).name:
+            raise BadInputError(
+                f"{index}: not a safetensors index (`{name}` lies in {file!r}, which names no file here)"
+            )
+    return files
 
 
 def _damage(path: Path, what: str, error: Exception) -> str:

@@ -8,11 +8,13 @@ import difflib
 import functools
 import math
 import os
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.evaluator import simple_evaluate
@@ -27,8 +29,9 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from conf.errors import ConfigError
 from workers.api import Metric
-from workers.errors import BadInputError, NumericalError
+from workers.errors import BadInputError, CellError, NumericalError
 from workers.evaluator import Evaluator
+from workers.hub import causes, is_outage, is_refusal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,7 +48,12 @@ EncodedPair = tuple[tuple[str, str] | None, list[int], list[int]]  # (text, cont
 
 
 def check_tasks(tasks: Sequence[str], task_path: Path | None) -> None:
-    """Raise ConfigError with the nearest names when a task is neither in `task_path` nor shipped with the harness."""
+    """Raise ConfigError with the nearest names when a task is neither in `task_path` nor shipped with the harness.
+
+    So for a file of the suite's own folder that is no task: the harness passes over it in silence.
+    """
+    for path in sorted(task_path.rglob("*.yaml")) if task_path is not None else ():
+        _check_task_file(path)
     _task_manager(tasks, task_path)
 
 
@@ -61,11 +69,50 @@ def run_tasks(
 
     One Metric for every (task or group, metric, filter): `<task>.<metric>`, and `<task>.<metric>_<filter>` for a named
     filter. limit: items per task, null for all. Raises ConfigError for an unknown task, BadInputError for one that
-    needs sampling, NumericalError when a log-probability is NaN.
+    needs sampling or that the harness cannot use, NumericalError when a log-probability is NaN.
     """
+    try:
+        results = _evaluated(HarnessModel(evaluator, tokenizer), tasks, task_path, limit, seed)
+    except Exception as error:
+        if not _is_of_the_tasks(error):
+            raise
+        raise BadInputError(
+            f"lm-evaluation-harness cannot use one of the tasks {', '.join(tasks)} ({type(error).__name__}: {error}); "
+            f"check the YAML and the data of {task_path or 'that task'}"
+        ) from error
+    return [metric for name, row in results["results"].items() for metric in _metrics(name, dict(row))]
+
+
+def _is_of_the_tasks(error: Exception) -> bool:
+    """Whether the harness failed by itself: not below this file's model, nor for want of the hub, disk or memory."""
+    for cause in causes(error):
+        lacks = isinstance(cause, OSError | MemoryError) and not isinstance(cause, FileNotFoundError)
+        if lacks or isinstance(cause, CellError | ConfigError) or is_outage(cause) or is_refusal(cause):
+            return False
+    frames = [frame.f_code.co_qualname for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return not any(name.startswith(HarnessModel.__name__) for name in frames)
+
+
+def _check_task_file(path: Path) -> None:
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"suite.task_path: {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError(
+            f"suite.task_path: {path} is no task of lm-evaluation-harness: entries (key: value) are needed"
+        )
+    for key, value in node.value:
+        if key.value == "task" and isinstance(value, yaml.ScalarNode) and not value.tag.endswith(":str"):
+            raise ConfigError(f"suite.task_path: {path}: `task: {value.value}` is no name; quote it or choose another")
+
+
+def _evaluated(
+    model: "HarnessModel", tasks: Sequence[str], task_path: Path | None, limit: int | None, seed: int
+) -> dict[str, Any]:
     os.environ["DISABLE_MULTIPROC"] = "1"  # or the harness's bootstrap forks this process, engine and all
     results = simple_evaluate(
-        model=HarnessModel(evaluator, tokenizer),
+        model=model,
         tasks=list(tasks),
         task_manager=_task_manager(tasks, task_path),
         limit=limit,
@@ -77,7 +124,7 @@ def run_tasks(
         fewshot_random_seed=seed,
     )
     assert results is not None
-    return [metric for name, row in results["results"].items() for metric in _metrics(name, dict(row))]
+    return dict(results)
 
 
 def _task_manager(tasks: Sequence[str], task_path: Path | None) -> TaskManager:

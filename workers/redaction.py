@@ -43,7 +43,8 @@ class Redactor:
 
     def __init__(self, values: Iterable[str]) -> None:
         """values: the secrets known by value; of one of several lines each line counts."""
-        spelled = {form for value in values for line in value.splitlines() for form in _spellings(line.strip())}
+        lines = {line.strip(" \t") for value in values for line in re.split(r"[\r\n]+", value)}
+        spelled = {form for line in lines for form in _spellings(line)}
         self._values = sorted((form for form in spelled if len(form) >= MIN_LENGTH), key=len, reverse=True)
 
     @property

@@ -16,7 +16,7 @@ from workers.api import ModelRef
 from workers.arch import ARCHITECTURES, Architecture
 from workers.checkpoint import CheckpointReader
 from workers.errors import BadInputError, NumericalError
-from workers.model_files import load_config
+from workers.model_files import UNREADABLE, load_config
 
 TOKENS_PER_BATCH = 2048
 COMPUTED = "rotary_emb.inv_freq"  # LLaMA 1 and 2 checkpoints store it in every block; the model computes it
@@ -50,10 +50,16 @@ class BlockStream:
         self.reader = CheckpointReader(directory)
         self.dtype, self.device = dtype, device
         self.config = load_config(model, directory)
-        with torch.device("meta"):
-            self.model: nn.Module = AutoModelForCausalLM.from_config(
-                self.config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=model.trust_remote_code
-            ).eval()
+        try:
+            with torch.device("meta"):
+                self.model: nn.Module = AutoModelForCausalLM.from_config(
+                    self.config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=model.trust_remote_code
+                ).eval()
+        except UNREADABLE as error:
+            raise BadInputError(
+                f"{directory}/config.json: Transformers cannot build its model ({type(error).__name__}: {error}); "
+                "restore the config.json that belongs to these weights"
+            ) from error
         self._refuse_blocks_beyond_the_config()
         if self.architecture.rotary is not None:
             rotary = self.model.get_submodule(self.architecture.rotary)

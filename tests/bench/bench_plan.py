@@ -59,16 +59,17 @@ def main() -> None:
         storage = Storage(Path("storage"))
         fill(storage, cells)
         states = timed("storage: states", lambda: storage.states(cells))
+        timed("storage: states again, as a driver looks", lambda: storage.states(cells))
         timed("table of cells", lambda: cells_table(cells, states, storage, {}))
         timed("cells.csv and report", lambda: write_views(sweep, cells, states, storage, {}))
-        for path in sorted(results.sweep_directory(sweep.name).iterdir()):
-            print(f"  {path.name:60} {path.stat().st_size / 2**20:10.1f}")
+        for path in sorted(results.sweep_directory(sweep.name).glob("[cr]*")):
+            print(f"  {path.name:60} {path.stat().st_size / 2**20:8.1f}")
         for is_terminal in (False, True):
             said = io.StringIO()
             console = Console(file=said, width=160, force_terminal=is_terminal)
             where = "terminal" if is_terminal else "file"
             timed(f"status, {where}", partial(print_status, console, sweep.name, cells, states))
-            print(f"  {'lines':60} {said.getvalue().count(chr(10)):10d}")
+            print(f"  lines {said.getvalue().count(chr(10))}")
     print(f"{len(cells)} cells; peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:.0f} MiB")
 
 

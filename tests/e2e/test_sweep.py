@@ -105,6 +105,9 @@ def test_a_deleted_mlflow_is_restored_by_sync(swept: Path, tmp_path: Path) -> No
 def test_an_extended_grid_runs_only_what_is_new(swept: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(swept, tmp_path / "copy"))
     before = set(attempts(copy))
+    refused = ptqbench(copy, *SWEEP, "method=none,rtn", "bits=3,4")
+    assert refused.returncode == 3 and "moved or copied" in refused.stderr
+    shutil.rmtree(copy / "results" / "mlflow")  # what the message says; it is a view
     more = ptqbench(copy, *SWEEP, "method=none,rtn", "bits=3,4")
     assert more.returncode == 0, more.stderr
     (new,) = set(attempts(copy)) - before

@@ -22,8 +22,9 @@ from orchestrator.driver import Driver
 from orchestrator.events import Job, Node
 from orchestrator.progress import SweepProgress
 from orchestrator.run import _also_lost
+from orchestrator.run_page import TAG_ATTEMPT
 from orchestrator.storage import CellState, Storage
-from orchestrator.tracker import Tracker
+from orchestrator.tracker import RUN_STATUS, Tracker
 from orchestrator.verbs import RUNNABLE
 from tests.orchestrator.simulated_mlflow import SimulatedMlflow
 from tests.orchestrator.simulated_scheduler import SimulatedScheduler, succeeded
@@ -59,6 +60,7 @@ class World:
     def __init__(self, cells: list[Cell], jobs: list[Job], nodes: list[Node], root: Path, seed: int, chances: Chances):
         self.now = 0.0
         self.counted: Counter[str] = Counter()
+        self.written: dict[str, str] = {}  # attempt -> the status its worker wrote as its result
         self.unheard: set[str] = set()  # attempts whose end no driver lived to hear
         self.lives: defaultdict[str, list[set[str]]] = defaultdict(list)  # cell -> its attempts, driver by driver
         self.cells, self.jobs, self.root, self.chances = cells, jobs, root, chances
@@ -69,6 +71,7 @@ class World:
         self._numbers = itertools.count()
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._num_kills = chances.num_kills
+        self._hiccup_chance = 0.005 * chances.num_outages  # of MLflow, at a call, in the midst of what it is told
         self._calls_left = 0
         self._driver: SimulatedScheduler | None = None
         for node in nodes:
@@ -110,10 +113,12 @@ class World:
 
     def calm(self) -> None:
         """Nothing goes wrong any more."""
-        self._num_kills, self.mlflow_away = 0, False
+        self._num_kills, self._hiccup_chance, self.mlflow_away = 0, 0.0, False
 
     def _mlflow_answers(self) -> bool:
         self.call()
+        if self.random.random() < self._hiccup_chance:
+            self._lose_mlflow()
         return not self.mlflow_away
 
     def _lose_mlflow(self) -> None:
@@ -205,10 +210,18 @@ class World:
             todo = self._unfinished(left, states)
         tracker.log_attempts(self.cells, states)
         tracker.close(CellStatus.SUCCEEDED, self.root)
+        if tracker.problem is None:
+            self.check_shown(states)
 
     def tracker(self, storage: Storage, *, restore: bool = False) -> Tracker:
         """MLflow as run.open_tracker does it."""
         return Tracker(TrackingConf("simulated", "http://mlflow"), self.root, storage, SWEEP, {}, restore=restore)
+
+    def check_shown(self, states: dict[str, CellState]) -> None:
+        """MLflow has a run for each attempt that has ended, whole, and no other."""
+        attempts = [attempt for state in states.values() for attempt in state.attempts]
+        ended = [(a.name, RUN_STATUS[CellStatus(a.result.status)]) for a in attempts if a.result is not None]
+        assert sorted(self.mlflow.runs_with(TAG_ATTEMPT)) == sorted(ended)
 
     def _unfinished(self, cells: list[Cell], states: dict[str, CellState]) -> list[Cell]:
         return [cell for cell in cells if states[cell.key].status in _also_lost(RUNNABLE, states[cell.key])]

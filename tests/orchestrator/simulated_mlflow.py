@@ -57,7 +57,7 @@ class SimulatedMlflow:
     def __call__(self, uri: str) -> "SimulatedMlflow":
         return self
 
-    def whole_runs(self, tag: str) -> list[tuple[str, str]]:
+    def runs_with(self, tag: str) -> list[tuple[str, str]]:
         """The tag's value and the status of each run that has this tag."""
         return [(run.data.tags[tag], run.info.status) for run in self._runs.values() if tag in run.data.tags]
 

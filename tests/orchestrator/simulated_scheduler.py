@@ -192,7 +192,7 @@ class SimulatedScheduler:
         request = worker.request
         if failure is not None:
             result = AttemptResult(request.evaluate_key, request.quantize_key, "FAILED", failure)
-            created = create(worker.directory / "result.json", to_json(result))
+            created = self._result(worker, result)
             self._world.counted["OUT_OF_MEMORY"] += failure.kind is FailureKind.OUT_OF_MEMORY
             self._world.counted["TRANSIENT"] += failure.kind is FailureKind.TRANSIENT
         elif worker.host_id is None:
@@ -204,11 +204,17 @@ class SimulatedScheduler:
             create(manifest, to_json(_manifest(request.quantize_key)))
         else:
             scored = succeeded(request.evaluate_key, request.quantize_key)
-            created = create(worker.directory / "result.json", to_json(scored))
+            created = self._result(worker, scored)
         if self._abandoned:
             self._world.counted["result written after the driver's death"] += created
             self._world.counted["result written too late"] += not created
             self._world.unheard.add(worker.directory.name)
+
+    def _result(self, worker: _Worker, result: AttemptResult) -> bool:
+        created = create(worker.directory / "result.json", to_json(result))
+        if created:
+            self._world.written[worker.directory.name] = result.status
+        return created
 
     def _die(self, worker: _Worker) -> None:
         self._world.counted["worker dies"] += 1

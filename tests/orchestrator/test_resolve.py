@@ -167,10 +167,10 @@ def test_planning_the_papers_grid_touches_no_network(monkeypatch: pytest.MonkeyP
         (["numerics.dtype=float33"], "numerics.dtype=float33: unknown. did you mean float32?"),
         (["suite.dtype=half"], "suite.dtype=half: unknown"),
         (["scheme.scale_dtype=float8"], "scheme.scale_dtype=float8"),
-        (["seed=-1"], "seed=-1: at least 0"),
+        (["seed=-1"], "seed=-1: 0 to 4294967295"),
         (["suite.limit=0"], "suite.limit=0: at least 1"),
         (["suite.task_path=/no/such"], "suite.task_path=/no/such: no such directory"),
-        (["calibration.path=/no/such.txt"], "no file /no/such.txt; give calibration.path=<file>"),
+        (["calibration.path=/no/such.txt"], "calibration.path=/no/such.txt: no file"),
         (["method=none", "scheme=uniform"], "nothing is rounded"),
     ],
 )

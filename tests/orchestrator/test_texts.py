@@ -206,8 +206,9 @@ def test_a_text_shorter_than_a_window_is_refused(tmp_path: Path, shared: Path, e
 def test_the_tokenizer_sees_what_bytes_do_not(tmp_path: Path, shared: Path) -> None:
     ref = resolve_text("text", str(words(tmp_path / "short.txt", 60)), split="train", online=True)  # 300 bytes
     check_calibration(calibration("text", 2, 256), ref, None, VOCAB_SIZE)
+    tokenizer = shared / "models" / "mini_reference" / "tokenizer.json"
     with pytest.raises(ConfigError, match="at most"):
-        check_calibration(calibration("text", 2, 256), ref, shared / "models" / "mini_reference" / "tokenizer.json", VOCAB_SIZE)
+        check_calibration(calibration("text", 2, 256), ref, tokenizer, VOCAB_SIZE)
 
 
 @pytest.mark.parametrize("name", ["mini_reference", "stories260k"])

@@ -57,12 +57,12 @@ def driver_and_mlflow(scene: Scene) -> str | None:
     return f"{driver(scene)} and {mlflow(scene)}"
 
 
-def own_raylet(scene: Scene) -> str | None:
-    """The raylet that the driver is connected to; the head's other processes live on."""
+def head_raylet(scene: Scene) -> str | None:
+    """The head's raylet alone, to which Ray as a rule connects the driver."""
     process = scene.cluster.head.raylet()
     assert process is not None
     kill(process)
-    return f"raylet of {scene.cluster.head.address}, the driver's"
+    return f"raylet of {scene.cluster.head.address}, the head"
 
 
 def head(scene: Scene) -> str | None:
@@ -83,11 +83,11 @@ FAULTS: dict[str, Callable[[Scene], str | None]] = {
     "driver": driver,
     "mlflow": mlflow,
     "driver + mlflow": driver_and_mlflow,
-    "driver's raylet": own_raylet,
+    "head's raylet": head_raylet,
     "head": head,
     "everything": everything,
 }
-ENDS_THE_DRIVER = ("driver", "driver + mlflow", "driver's raylet", "head", "everything")
+ENDS_THE_DRIVER = ("driver", "driver + mlflow", "head's raylet", "head", "everything")
 
 
 def _one_of(scene: Scene, title: str) -> str | None:

@@ -85,7 +85,9 @@ def _read_table(path: Path, ledger: Ledger, scored: dict[str, Metrics]) -> None:
     if set(statuses) != {SUCCEEDED}:
         ledger.problems.append(f"cells.csv has {dict(statuses)}")
     for row in rows:
-        found = {name.removeprefix("metric."): float(row[name]) for name in row if name.startswith("metric.")}
+        found = {
+            name.removeprefix("metric."): float(row[name]) for name in row if name.startswith("metric.") and row[name]
+        }
         ledger.metrics[row["cell_key"]] = found
         attempt = f"{row['cell_key'][:16]}-{int(row['attempt'] or 0):03d}"
         if not scored.get(attempt, {"": 0.0}).items() <= found.items():  # errors of the mean stand beside them

@@ -107,11 +107,12 @@ class RayCluster:
         role = self._head_options() if node is self.head else [f"--address={self.address}"]
         size = [f"--num-gpus={node.size.num_gpus}", f"--num-cpus={node.size.num_cpus}"]
         memory = [f"--memory={node.size.memory_gib * 2**30}", "--object-store-memory=80000000"]
+        own = f"--temp-dir={self._sockets / node.address}"  # sharing one, nodes remove each other's copy of our code
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--node-ip-address={node.address}"]
         log = node.directory / "ray-start.log"
         with log.open("wb") as output:
             starting = subprocess.Popen(
-                [*command, *role, *size, *memory],
+                [*command, *role, *size, *memory, own],
                 cwd=node.directory,
                 env=RAY_ENVIRONMENT,
                 stdout=output,
@@ -124,7 +125,7 @@ class RayCluster:
 
     def _head_options(self) -> list[str]:
         return [
-            *("--head", f"--port={self._port}", f"--temp-dir={self._sockets}", "--include-dashboard=false"),
+            *("--head", f"--port={self._port}", "--include-dashboard=false"),
             *(f"--dashboard-port={free_port()}", f"--ray-client-server-port={free_port()}"),
         ]
 
@@ -167,7 +168,7 @@ def name_of(process: psutil.Process) -> str:
 
 def title_of(process: psutil.Process) -> str:
     try:
-        return " ".join(process.cmdline())
+        return " ".join(process.cmdline()).rstrip()
     except psutil.NoSuchProcess:
         return ""
 

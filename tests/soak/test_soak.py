@@ -11,7 +11,7 @@ from tests.soak.sweep import NODE_SIZES, on_cluster, write_inputs
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 
-KINDS = {"worker": 0.1, "engine host": 0.1, "raylet": 0.2, "driver's raylet": 0.2, "driver + mlflow": 0.4}
+KINDS = {"worker": 0.1, "engine host": 0.1, "raylet": 0.2, "head's raylet": 0.2, "driver + mlflow": 0.4}
 
 
 def test_a_sweep_that_loses_one_process_after_another_loses_no_cell_and_repeats_none(tmp_path: Path) -> None:

@@ -212,3 +212,49 @@ def test_an_unknown_task_is_refused_with_the_nearest_names(tmp_path: Path) -> No
     check_tasks(["made_up", "arc_easy"], tmp_path)
     with pytest.raises(ConfigError, match=r"no task `arc_esy` in .* and the harness; did you mean .*arc_easy"):
         check_tasks(["arc_esy"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("task: x\n  bad: [", "x.yaml is not YAML.*line 2"),
+        ("- a\n", "x.yaml is no task of lm-evaluation-harness"),
+        ("", "x.yaml is no task of lm-evaluation-harness"),
+        ("task: 3\n", "x.yaml: `task: 3` is no name; quote it"),
+    ],
+)
+def test_a_file_that_is_no_task_is_refused_before_a_cell_starts(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "x.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=said):
+        check_tasks(["x"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("items", "change", "said"),
+    [
+        ([{"query": "a", "gold": 0}], ("", ""), "malformed node"),
+        ([], ("", ""), "StopIteration"),
+        ([{"query": "a", "choices": ["b"], "gold": 0}], ("multiple_choice", "nope"), "invalid output_type 'nope'"),
+        ([{"query": "a", "choices": ["b"], "gold": 0}], ("test_split: test", "test_split: other"), "'other'"),
+    ],
+)
+def test_a_task_that_the_harness_cannot_use_is_bad_input(
+    items: list[dict[str, Any]], change: tuple[str, str], said: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    write_task(tmp_path, "made_up", items)
+    (file,) = tmp_path.glob("*.yaml")
+    file.write_text(file.read_text().replace(*change) if change[0] else file.read_text())
+    with pytest.raises(BadInputError, match=f"cannot use one of the tasks made_up .*{said}.*; check the YAML"):
+        run_tasks(RecordingEvaluator(), tokenizer, ["made_up"], tmp_path, limit=None)
+
+
+def test_a_failure_of_the_engine_is_not_blamed_on_a_task(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*arguments: object) -> None:
+        raise KeyError("the engine")
+
+    monkeypatch.setattr(RecordingEvaluator, "score", die)
+    write_task(tmp_path, "made_up", [{"query": "a", "choices": ["b", "c"], "gold": 0}])
+    with pytest.raises(KeyError, match="the engine"):
+        run_tasks(RecordingEvaluator(), tokenizer, ["made_up"], tmp_path, limit=None)
