@@ -9,7 +9,7 @@ from tests.soak.ray_cluster import RayCluster
 from tests.soak.rounds import Arena, Kill, play, undisturbed
 from tests.soak.sweep import NODE_SIZES, on_cluster, write_inputs
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1500)]
 
 KINDS = {"worker": 0.1, "engine host": 0.1, "raylet": 0.2, "head's raylet": 0.2, "driver + mlflow": 0.4}
 
