@@ -30,5 +30,4 @@ def test_a_sweep_that_loses_one_process_after_another_loses_no_cell_and_repeats_
     assert not played.ledger.problems, said
     assert (played.ledger.lost, played.ledger.doubled, played.ledger.running) == (0, 0, 0)
     assert played.ledger.ends["WORKER_LOST"] >= 3
-    assert "an earlier driver went down in this sweep" in said
     assert "missing: the Ray node that this driver is connected to went down" in said
