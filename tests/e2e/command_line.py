@@ -21,7 +21,7 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "orchestrator.cli", *arguments]
 
 
-def ptqbench(directory: Path, *arguments: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+def ptqbench(directory: Path, *arguments: str, timeout: float = 560) -> subprocess.CompletedProcess[str]:
     """Run to the end in `directory`, where results/ appears."""
     return subprocess.run(
         command(*arguments),

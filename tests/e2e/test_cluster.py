@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.command_line import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1200)]
 
 # A driver that prints what it hears of nodes, until one that joins after the start has been refused.
 LATE_NODE = """

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tests.e2e.command_line import artifacts, attempts, cells, client, ptqbench, runs, write_tokens
 from tests.workers.tiny_requests import write_llama
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture

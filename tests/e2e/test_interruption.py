@@ -17,7 +17,7 @@ import pytest
 from tests.e2e.command_line import ENVIRONMENT, cells, command, ptqbench, runs
 from workers.api import AttemptResult, from_json
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1200)]
 
 # GPTQ on the shipped model takes some seconds for each of its four blocks.
 SWEEP = ("sweep", "name=cut", "method=gptq", "bits=3", "engine=transformers", "suite.tasks=[]")

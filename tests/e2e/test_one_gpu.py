@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.command_line import ENVIRONMENT, ROOT, cells, write_tokens
 from tests.workers.tiny_requests import write_llama
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1200)]
 
 ONE_GPU = "{num_gpus: 1, gpu_memory_gib: 8, num_cpus: 2, memory_gib: 8, flops: 1.0e11, bandwidth: 1.0e10}"
 

@@ -12,7 +12,7 @@ from tests.workers.local_task import write_task
 from tests.workers.tiny_requests import write_llama
 from workers.api import AttemptResult, from_json
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1200)]
 
 TOKEN = "hf_" + "plantedTOKEN0123" * 2  # in the driver's environment
 PASSWORD = "planted-password-4711"

@@ -12,7 +12,7 @@ import pytest
 from tests.e2e.command_line import ROOT
 from tests.soak.ray_cluster import RAY_ENVIRONMENT, NodeSize, RayCluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")

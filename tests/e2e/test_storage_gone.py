@@ -12,7 +12,7 @@ from tests.e2e.command_line import ENVIRONMENT, cells, command, ptqbench
 from tests.e2e.test_interruption import workers_of
 from workers.api import AttemptResult, from_json
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1200)]
 
 
 def test_a_sweep_whose_storage_goes_ends_and_goes_on_once_it_is_back(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.command_line import ENVIRONMENT, artifacts, attempts, cells, command, ptqbench, runs
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(1200)]
 
 SWEEP = ("sweep", "name=small", "experiment=smoke", "suite.limit=40")
 METHODS = ["none", "rtn", "gptq"]

@@ -16,7 +16,7 @@ from tests.e2e.servers import Server, initdb, postgresql
 from tests.orchestrator.tracked_sweep import Sweep
 from tests.workers.tiny_requests import write_llama
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @pytest.mark.ray

@@ -9,7 +9,7 @@ from tests.e2e.command_line import ENVIRONMENT, cells, command, runs, write_toke
 from tests.workers.tiny_requests import write_llama
 from workers.api import AttemptResult, from_json
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1200)]
 
 
 def test_two_sweeps_at_once_share_checkpoints_and_cells(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from tests.soak.ray_cluster import RayCluster
 from tests.soak.rounds import Arena, Kill, play, undisturbed
 from tests.soak.sweep import NODE_SIZES, on_cluster, write_inputs
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1500)]
 
 KINDS = {"worker": 0.1, "engine host": 0.1, "raylet": 0.2, "head's raylet": 0.2, "driver + mlflow": 0.4}
 
@@ -30,5 +30,4 @@ def test_a_sweep_that_loses_one_process_after_another_loses_no_cell_and_repeats_
     assert not played.ledger.problems, said
     assert (played.ledger.lost, played.ledger.doubled, played.ledger.running) == (0, 0, 0)
     assert played.ledger.ends["WORKER_LOST"] >= 3
-    assert "an earlier driver went down in this sweep" in said
     assert "missing: the Ray node that this driver is connected to went down" in said
