@@ -301,7 +301,9 @@ def test_a_kind_behind_a_space_is_no_cell(capsys: pytest.CaptureFixture[str]) ->
 def test_labels_reach_resubmit_through_make(tmp_path: Path) -> None:
     """make hands ARGS to a shell, which reads the quotes."""
     makefile = Path(cli.__file__).parents[1] / "Makefile"
-    line = ["make", "-n", "-f", str(makefile), "resubmit", "PYTHON=python3", 'ARGS=name=mine "tiny rtn w3 length=64"']
+    # This make may be the child of another, `make test`, whose habit is to say which directory it enters and leaves.
+    quiet = ["make", "-n", "--no-print-directory", "-f", str(makefile)]
+    line = [*quiet, "resubmit", "PYTHON=python3", 'ARGS=name=mine "tiny rtn w3 length=64"']
     shown = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=True).stdout
     assert shlex.split(shown.splitlines()[-1])[1:] == ["resubmit", "name=mine", "tiny rtn w3 length=64"]
 
