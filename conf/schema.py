@@ -153,18 +153,27 @@ class NoKeep(KeepConf):
 
 @dataclass
 class ColumnsKeep(KeepConf):
-    """OWQ: the most sensitive input columns stay in 16 bits until `target_bits` is reached on average."""
+    """OWQ: as many of the most sensitive input columns stay in 16 bits as `extra_bits` a weight pay for.
+
+    damping: fraction of the mean diagonal added to the kept columns' Hessian where they take up the others' errors.
+    """
 
     extra_bits: float = 0.01
+    damping: float = 0.01
 
 
 @dataclass
 class MaskKeep(KeepConf):
-    """PB-LLM: the most salient entries are kept at `bits`, the rest is binarised."""
+    """PB-LLM: the most salient entries are kept at `bits`, the rest is binarised.
 
-    fraction: float = 0.143
+    fraction: share of the salient entries; null is the one whose mean is the scheme's bits, the mask not counted.
+    damping: fraction of the mean diagonal added to the Hessian that saliency is taken from.
+    """
+
+    fraction: Optional[float] = None
     bits: int = 8
     saliency: str = "hessian"  # hessian | magnitude
+    damping: float = 0.01
 
 
 @dataclass
@@ -351,7 +360,7 @@ class UniformScheme(SchemeConf):
 
 @dataclass
 class RealZeroScheme(SchemeConf):
-    """Integer codes with a scale and a real-valued zero point (HQQ)."""
+    """Integer codes with a scale and a real-valued zero point, both float16 (HQQ)."""
 
 
 @dataclass
@@ -362,19 +371,8 @@ class VectorCodebookScheme(SchemeConf):
 
 
 @dataclass
-class PartConf:
-    """One part of a mixed scheme."""
-
-    bits: int = MISSING
-    share: float = MISSING
-    symmetric: bool = False
-
-
-@dataclass
 class MixedScheme(SchemeConf):
-    """Entries of one matrix at different bits (PB-LLM); `bits` is the nominal average."""
-
-    parts: list[PartConf] = field(default_factory=list)
+    """Entries of one matrix at different bits (slot keep says which); `bits` is their nominal average."""
 
 
 # --- data ------------------------------------------------------------------------------------------------------------

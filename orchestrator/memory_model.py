@@ -71,9 +71,7 @@ def bits_per_weight(scheme: SchemeConf, in_features: int) -> float:
         case RealZeroScheme():
             return scheme.bits + 32 / group
         case MixedScheme():
-            mask = 1.0 if len(scheme.parts) > 1 else 0.0
-            grids = sum(16 + (0 if part.symmetric else part.bits) for part in scheme.parts)
-            return sum(part.bits * part.share for part in scheme.parts) + mask + grids / group
+            return scheme.bits + 1 + 56 / group  # the average, the mask, a grid for one bit and one for eight
         case FloatScheme() | VectorCodebookScheme():
             return float(scheme.bits)
     raise ConfigError(f"{type(scheme).__name__}: the memory model has no bits per weight for this scheme")

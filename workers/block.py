@@ -2,21 +2,22 @@
 
 import hashlib
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from conf.schema import MethodConf, MinmaxClip, NoScale, SearchClip, UniformScheme
-from workers import export
+from conf.schema import MethodConf, MinmaxClip, NoScale, SearchClip
 from workers.api import LayerReport, QuantizeRequest
 from workers.arch import LinearGroup
 from workers.errors import NumericalError
 from workers.methods.errors import MethodError
+from workers.methods.grid import GridScheme
 from workers.methods.linear import quantize_linear
 from workers.methods.registry import Need, is_baseline, needs
 from workers.methods.statistics import Statistics
+from workers.packing import layout_of, pack
 from workers.scaling import BlockScaling
 from workers.statistics import GroupStatistics
 from workers.stream import BlockStream
@@ -30,20 +31,36 @@ class QuantizedBlock:
     tensors: dict[str, Tensor]
 
 
+@dataclass
+class BlockData:
+    """The calibration at the entrance of a block: batches [b, L, hidden], and what the block is called with beside it.
+
+    inputs: as the quantized blocks before make them. original: as the original ones do; original_outputs: what this
+    block makes of those as it was, filled in by `quantize_block`. Each is empty where the method does not need it.
+    """
+
+    inputs: list[Tensor]
+    original: list[Tensor]
+    kwargs: dict[str, Any]
+    original_outputs: list[Tensor] = field(default_factory=list)
+
+    @property
+    def seen(self) -> list[Tensor]:
+        """What statistics are taken on: the inputs where they are followed, the original ones otherwise."""
+        return self.inputs or self.original
+
+
 def quantize_block(
-    request: QuantizeRequest,
-    stream: BlockStream,
-    block: nn.Module,
-    index: int,
-    calibration: list[Tensor],
-    kwargs: dict[str, Any],
+    request: QuantizeRequest, stream: BlockStream, block: nn.Module, index: int, data: BlockData
 ) -> QuantizedBlock:
-    """Quantize a block in place. calibration: the inputs its statistics are taken on, with what it is called with."""
+    """Quantize a block in place."""
     if is_baseline(request.method):
         return QuantizedBlock([], {})
     prefix = f"{stream.architecture.blocks}.{index}"
-    scaled = _scale(request, stream, block, prefix, calibration, kwargs)
-    statistics = _collect(request, stream, block, calibration, kwargs)
+    if data.original and Need.CROSS_HESSIAN not in needs(request.method):
+        stream.run(block, data.original, data.kwargs, lambda _, output: data.original_outputs.append(output.cpu()))
+    scaled = _scale(request, stream, block, prefix, data.seen, data.kwargs)
+    statistics = _collect(request, stream, block, data)
     reports: list[LayerReport] = []
     tensors: dict[str, Tensor] = {}
     for group in stream.architecture.groups:
@@ -67,7 +84,7 @@ def _scale(
     conf = request.method.scale
     if isinstance(conf, NoScale):
         return {}
-    assert isinstance(request.scheme, UniformScheme)
+    assert isinstance(request.scheme, GridScheme)
     head_dim = stream.head_dim
     scaling = BlockScaling(block, stream.architecture.groups, conf, request.scheme, head_dim)
     with scaling.watching():
@@ -78,19 +95,24 @@ def _scale(
         raise NumericalError(str(error), layer=prefix) from error
 
 
-def _collect(
-    request: QuantizeRequest, stream: BlockStream, block: nn.Module, calibration: list[Tensor], kwargs: dict[str, Any]
-) -> GroupStatistics:
+def _collect(request: QuantizeRequest, stream: BlockStream, block: nn.Module, data: BlockData) -> GroupStatistics:
+    """Statistics of every group; with a cross-Hessian, each batch runs in its original form first."""
     needed, clip = needs(request.method), request.method.clip
     sample_every = None
     if Need.INPUTS in needed:
         assert isinstance(clip, SearchClip)
-        num_tokens = sum(batch.shape[0] * batch.shape[1] for batch in calibration)
+        num_tokens = sum(batch.shape[0] * batch.shape[1] for batch in data.seen)
         sample_every = max(1, num_tokens // clip.num_tokens)
     statistics = GroupStatistics(stream.architecture.groups, sample_every=sample_every)
-    if needed & {Need.HESSIAN, Need.INPUTS}:
+    if Need.CROSS_HESSIAN in needed:
+        for inputs, original in zip(data.inputs, data.original, strict=True):
+            with statistics.recording(block):
+                stream.run(block, [original], data.kwargs, lambda _, output: data.original_outputs.append(output.cpu()))
+            with statistics.watching(block):
+                stream.run(block, [inputs], data.kwargs)
+    elif needed & {Need.HESSIAN, Need.INPUTS}:
         with statistics.watching(block):
-            stream.run(block, calibration, kwargs)
+            stream.run(block, data.seen, data.kwargs)
     return statistics
 
 
@@ -104,7 +126,6 @@ def _quantize_one(
     statistics: Statistics,
     scaled: str | None,
 ) -> tuple[LayerReport, dict[str, Tensor]]:
-    assert isinstance(request.scheme, UniformScheme)
     began = time.perf_counter()
     linear = block.get_submodule(name)
     assert isinstance(linear, nn.Linear)
@@ -134,7 +155,7 @@ def _quantize_one(
         degraded=result.outcome.degraded,
         seconds=time.perf_counter() - began,
     )
-    return report, export.pack(result, export.layout_of(request.method, request.scheme))
+    return report, pack(result, layout_of(request.method, request.scheme))
 
 
 def _method_of(method: MethodConf, group: LinearGroup, name: str) -> MethodConf:

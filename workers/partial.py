@@ -14,7 +14,6 @@ from safetensors import SafetensorError, safe_open
 
 from workers.api import LayerReport, from_json
 from workers.checkpoint import save_tensors, sha256
-from workers.export import TensorMap
 from workers.files import replace
 
 log = logging.getLogger(__name__)
@@ -28,7 +27,11 @@ def shard_name(index: int) -> str:
 
 
 def save_block(
-    partial: Path, index: int, tensors: TensorMap, reports: list[LayerReport], streams: Mapping[str, torch.Tensor]
+    partial: Path,
+    index: int,
+    tensors: Mapping[str, torch.Tensor],
+    reports: list[LayerReport],
+    streams: Mapping[str, torch.Tensor],
 ) -> None:
     """Put block `index` and the inputs of the next one on disk. A baseline has no tensors and no shard."""
     digest = None

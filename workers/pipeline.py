@@ -16,31 +16,34 @@ from typing import Any
 import torch
 from torch import nn
 
-from conf.schema import UniformScheme
 from workers import checkpoint as ck
 from workers import export, partial
 from workers.api import Canary, LayerReport, Manifest, QuantizeRequest
-from workers.block import QuantizedBlock, quantize_block
+from workers.block import BlockData, QuantizedBlock, quantize_block
 from workers.calibration import Windows, calibration_windows, canary_tokens, token_hash
 from workers.datasets import load_content
 from workers.errors import NoOpError, NumericalError
 from workers.failures import is_disk_full
-from workers.methods.registry import is_baseline, needs
+from workers.methods.registry import follows_original, follows_quantized, is_baseline, needs
 from workers.model_files import load_tokenizer, local_directory
+from workers.packing import layout_of
 from workers.process import peak_memory_gib, reset_peak_memory, return_freed_memory, versions
 from workers.stream import BlockStream
 
 log = logging.getLogger(__name__)
+
+STREAMS = ("original_calibration", "calibration", "reference", "quantized")  # of Streams, as they are saved
 
 
 @dataclasses.dataclass
 class Streams:
     """Hidden states between two blocks: batches [b, L, hidden] on the host.
 
-    calibration is empty for methods that need no data. reference runs through the original blocks, quantized through
-    what became of them. The kwargs are what a block is called with beside them.
+    Of the calibration windows, through the original blocks and through what became of them, each empty for methods that
+    do not need it; and of the canary, both ways. The kwargs are what a block is called with beside them.
     """
 
+    original_calibration: list[torch.Tensor]
     calibration: list[torch.Tensor]
     reference: list[torch.Tensor]
     quantized: list[torch.Tensor]
@@ -49,12 +52,11 @@ class Streams:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything that resumption must find again, by name."""
-        named = {"calibration": self.calibration, "reference": self.reference, "quantized": self.quantized}
-        return {f"{name}.{i}": batch for name, batches in named.items() for i, batch in enumerate(batches)}
+        return {f"{kind}.{i}": batch for kind in STREAMS for i, batch in enumerate(getattr(self, kind))}
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Take up what `tensors` returned."""
-        for kind in ("calibration", "reference", "quantized"):
+        for kind in STREAMS:
             count = sum(name.startswith(f"{kind}.") for name in tensors)
             setattr(self, kind, [tensors[f"{kind}.{i}"] for i in range(count)])
 
@@ -153,32 +155,26 @@ def _walk(
 def _quantize_and_propagate(
     request: QuantizeRequest, stream: BlockStream, block: nn.Module, index: int, streams: Streams
 ) -> QuantizedBlock:
-    """The block's statistics are those of its inputs; the next block's are what this one makes of them.
-
-    As it was before it was quantized where the method says `inputs: original`, as it is now otherwise.
-    """
-    inputs, kwargs = streams.calibration, streams.calibration_kwargs
-    is_last = index + 1 == stream.num_blocks  # nothing reads the calibration stream after it
-    if request.method.inputs == "original":
-        outputs = list(inputs)
-        if not is_last:
-            stream.run(block, inputs, kwargs, _into(outputs))
-        done = quantize_block(request, stream, block, index, inputs, kwargs)
-        streams.calibration = outputs
-        return done
-    done = quantize_block(request, stream, block, index, inputs, kwargs)
-    if not is_last:
-        stream.run(block, inputs, kwargs, _into(inputs))
+    """Quantize on the calibration streams, then let each through the block: the original one before it changes."""
+    data = BlockData(streams.calibration, streams.original_calibration, streams.calibration_kwargs)
+    done = quantize_block(request, stream, block, index, data)
+    streams.original_calibration = data.original_outputs
+    if index + 1 < stream.num_blocks:  # nothing reads the calibration streams after the last block
+        stream.run(block, streams.calibration, streams.calibration_kwargs, _into(streams.calibration))
     return done
 
 
 def _first_streams(request: QuantizeRequest, stream: BlockStream, windows: Windows, canary: torch.Tensor) -> Streams:
     reference, canary_kwargs = stream.first_inputs(canary)
     quantized = [batch.clone() for batch in reference]
-    if not needs(request.method):
-        return Streams([], reference, quantized, {}, canary_kwargs)
+    method = request.method
+    if not needs(method):
+        return Streams([], [], reference, quantized, {}, canary_kwargs)
     calibration, kwargs = stream.first_inputs(torch.tensor(windows))
-    return Streams(calibration, reference, quantized, kwargs, canary_kwargs)
+    original = [batch.clone() for batch in calibration] if follows_original(method) else []
+    return Streams(
+        original, calibration if follows_quantized(method) else [], reference, quantized, kwargs, canary_kwargs
+    )
 
 
 def _into(batches: list[torch.Tensor]) -> Callable[[int, torch.Tensor], None]:
@@ -191,7 +187,8 @@ def _into(batches: list[torch.Tensor]) -> Callable[[int, torch.Tensor], None]:
 
 
 def _require_finite(streams: Streams, where: str) -> None:
-    for kind, batches in (("calibration", streams.calibration), ("canary", streams.quantized)):
+    calibration = streams.original_calibration + streams.calibration
+    for kind, batches in (("calibration", calibration), ("canary", streams.quantized)):
         if not all(torch.isfinite(batch).all() for batch in batches):
             raise NumericalError(f"NaN or Inf in the {kind} activations after this block", layer=where)
 
@@ -208,8 +205,7 @@ def _complete(
     request: QuantizeRequest, stream: BlockStream, source: Path, unfinished: Path
 ) -> tuple[dict[str, str], int]:
     """Everything outside the blocks, index, config and tokenizer; returns name -> sha256 and the bytes of all files."""
-    assert isinstance(request.scheme, UniformScheme)
-    layout = export.layout_of(request.method, request.scheme)
+    layout = layout_of(request.method, request.scheme)
     files = partial.shard_files(unfinished, stream.num_blocks)
     blocks = f"{stream.architecture.blocks}."
     outside = stream.reader.read(n for n in stream.reader.files if not n.startswith(blocks))

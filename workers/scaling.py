@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conf.schema import AwqScale, MinmaxClip, ScaleConf, UniformScheme
+from conf.schema import AwqScale, MinmaxClip, ScaleConf
 from workers.arch import LinearGroup
 from workers.methods.clip.minmax import fit_grid
 from workers.methods.errors import MethodError
-from workers.methods.grid import dequantize, quantize
+from workers.methods.grid import GridScheme, dequantize, quantize
 from workers.methods.registry import stage_module
 from workers.methods.scale.channels import Channels
 
@@ -58,7 +58,7 @@ class BlockScaling:
     """Usage: run the block over its calibration batches inside `watching`, then `fold`."""
 
     def __init__(
-        self, block: nn.Module, groups: Sequence[LinearGroup], conf: ScaleConf, scheme: UniformScheme, head_dim: int
+        self, block: nn.Module, groups: Sequence[LinearGroup], conf: ScaleConf, scheme: GridScheme, head_dim: int
     ) -> None:
         self._block, self._conf, self._scheme, self._head_dim = block, conf, scheme, head_dim
         self._groups = [group for group in groups if group.prev_op is not None]
@@ -191,7 +191,7 @@ def _linear(block: nn.Module, name: str) -> nn.Linear:
     return module
 
 
-def _rounded(weight: Tensor, scheme: UniformScheme) -> Tensor:
+def _rounded(weight: Tensor, scheme: GridScheme) -> Tensor:
     params = fit_grid(weight, MinmaxClip(), scheme)
     return dequantize(quantize(weight, params), params)
 

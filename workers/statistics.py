@@ -1,13 +1,13 @@
 """What the calibration stream says of each group of linears that share an input: collected once, by hooks."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from kernels.hessian import accumulate_gram
+from kernels.hessian import accumulate_cross, accumulate_gram
 from workers.arch import LinearGroup
 from workers.methods.statistics import Statistics
 
@@ -15,6 +15,7 @@ from workers.methods.statistics import Statistics
 @dataclass
 class _Sums:
     gram: Tensor
+    cross: Tensor | None
     sample: list[Tensor]
     num_tokens: int = 0
 
@@ -26,29 +27,44 @@ class GroupStatistics:
         """sample_every: keep one token in so many; null keeps none."""
         self._groups, self._sample_every = groups, sample_every
         self._sums: dict[str, _Sums] = {}
+        self._recorded: dict[str, Tensor] = {}
+
+    def watching(self, block: nn.Module) -> AbstractContextManager[None]:
+        """Every batch that runs through the block inside is counted."""
+        return self._hooked(block, self._count)
+
+    def recording(self, block: nn.Module) -> AbstractContextManager[None]:
+        """The batch that runs inside is the original form of the next one that is watched: cross-Hessians are kept."""
+        return self._hooked(block, self._record)
 
     @contextmanager
-    def watching(self, block: nn.Module) -> Iterator[None]:
-        """Hooks on the first linear of each group, removed on exit."""
+    def _hooked(self, block: nn.Module, see: Callable[[str, Tensor], None]) -> Iterator[None]:
+        """Hooks on the first linear of each group, removed on exit; `see` gets [tokens, in] float32."""
         with ExitStack() as stack:
             for group in self._groups:
-                hook = block.get_submodule(group.linears[0]).register_forward_pre_hook(self._observer(group.name))
-                stack.callback(hook.remove)
+                linear = block.get_submodule(group.linears[0])
+
+                def hook(_: nn.Module, args: tuple[Tensor, ...], name: str = group.name) -> None:
+                    see(name, args[0].reshape(-1, args[0].shape[-1]).float())
+
+                stack.callback(linear.register_forward_pre_hook(hook).remove)
             yield
 
-    def _observer(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def observe(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            inputs = args[0].reshape(-1, args[0].shape[-1]).float()
-            if name not in self._sums:
-                size = inputs.shape[1]
-                self._sums[name] = _Sums(torch.zeros(size, size, device=inputs.device), [])
-            sums = self._sums[name]
-            accumulate_gram(sums.gram, inputs)
-            if self._sample_every is not None:
-                sums.sample.append(inputs[-sums.num_tokens % self._sample_every :: self._sample_every].clone())
-            sums.num_tokens += len(inputs)
+    def _record(self, name: str, inputs: Tensor) -> None:
+        self._recorded[name] = inputs
 
-        return observe
+    def _count(self, name: str, inputs: Tensor) -> None:
+        original = self._recorded.pop(name, None)
+        if name not in self._sums:
+            gram = inputs.new_zeros(inputs.shape[1], inputs.shape[1])
+            self._sums[name] = _Sums(gram, None if original is None else torch.zeros_like(gram), [])
+        sums = self._sums[name]
+        accumulate_gram(sums.gram, inputs)
+        if original is not None and sums.cross is not None:
+            accumulate_cross(sums.cross, original - inputs, inputs)
+        if self._sample_every is not None:
+            sums.sample.append(inputs[-sums.num_tokens % self._sample_every :: self._sample_every].clone())
+        sums.num_tokens += len(inputs)
 
     def take(self, name: str) -> Statistics:
         """The group's statistics, which are not kept here any longer; none where nothing was watched."""
@@ -56,4 +72,9 @@ class GroupStatistics:
             return Statistics()
         sums = self._sums.pop(name)
         sample = torch.cat(sums.sample) if sums.sample else None
-        return Statistics(hessian=sums.gram.div_(sums.num_tokens), inputs=sample, num_tokens=sums.num_tokens)
+        return Statistics(
+            hessian=sums.gram.div_(sums.num_tokens),
+            cross_hessian=None if sums.cross is None else sums.cross.div_(sums.num_tokens),
+            inputs=sample,
+            num_tokens=sums.num_tokens,
+        )

@@ -15,7 +15,7 @@ def improve_columns(
     zero_point: Tensor,
     group_of_column: Tensor,
     *,
-    max_code: int,
+    max_code: int | Tensor,
     block_size: int,
 ) -> Tensor:
     """Give each column, last to first, its best codes with all others fixed; the loss tr(E H E^T) never grows.
@@ -25,9 +25,10 @@ def improve_columns(
 
     weight: [out, in] float32 or float64, the dtype everything is computed in. codes: [out, in] uint8. hessian:
     [in, in], symmetric, its diagonal positive. scale, zero_point: [out, groups], zero points integers. group_of_column:
-    [in] integers. Returns codes [out, in] uint8.
+    [in] integers. max_code: one for all, or [out, groups]. Returns codes [out, in] uint8.
     """
     scales, zeros = scale.mT.to(weight.dtype).contiguous(), zero_point.mT.to(weight.dtype).contiguous()
+    largest = torch.as_tensor(max_code, dtype=weight.dtype, device=weight.device).expand(scale.shape).mT.contiguous()
     groups = group_of_column.tolist()
     new = codes.mT.contiguous()
     values = scales[group_of_column] * (new.to(weight.dtype) - zeros[group_of_column])
@@ -41,7 +42,7 @@ def improve_columns(
             s, z = scales[groups[k]], zeros[groups[k]]
             pull = torch.addmv(gradient[k - start], moved.mT, hessian[start:stop, k])
             best = values[k] - pull / diagonal[k]
-            code = best.div_(s).round_().add_(z).clamp_(0, max_code)
+            code = best.div_(s).round_().add_(z).clamp_(min=0).minimum(largest[groups[k]])
             value = (code - z) * s
             moved[k - start] = value - values[k]
             new[k], values[k] = code, value

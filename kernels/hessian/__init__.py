@@ -1,5 +1,5 @@
 """Second moments of activations."""
 
-from kernels.hessian.reference import accumulate_gram
+from kernels.hessian.reference import accumulate_cross, accumulate_gram
 
-__all__ = ["accumulate_gram"]
+__all__ = ["accumulate_cross", "accumulate_gram"]

@@ -17,3 +17,9 @@ def accumulate_gram(total: Tensor, inputs: Tensor) -> None:
     for rows in torch.split(inputs.reshape(-1, inputs.shape[-1]), ROWS_AT_ONCE):
         x = rows.to(total.dtype)
         total.addmm_(x.mT, x)
+
+
+@full_float32()
+def accumulate_cross(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add L^T R to `total` in place. total: [in, in] float32 or float64. left, right: [tokens, in], any float dtype."""
+    total.addmm_(left.to(total.dtype).mT, right.to(total.dtype))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from conf.schema import GptqRound, MinmaxClip, UniformScheme
 from workers.methods.clip.minmax import fit_grid
-from workers.methods.grid import QuantParams, dequantize
+from workers.methods.grid import QuantParams
 from workers.methods.loss import proxy_loss
 from workers.methods.round.gptq import round_weight
 from workers.methods.statistics import Statistics
@@ -49,7 +49,7 @@ def our_gptq(weight: Tensor, hessian: Tensor) -> Tensor:
     """The same through our rounding stage."""
     conf = GptqRound(damping=DAMPING, block_size=BLOCK_SIZE)
     rounded = round_weight(weight, Statistics(hessian), conf, SCHEME, _fit)
-    return dequantize(rounded.codes, rounded.params)
+    return rounded.params.values(rounded.codes)
 
 
 def main() -> None:

@@ -26,7 +26,6 @@ from conf.schema import (
     MethodConf,
     MixedScheme,
     NearestRound,
-    PartConf,
     RmsClip,
     UniformScheme,
 )
@@ -102,7 +101,7 @@ def another(value: Any) -> Any:
 CONFIGS = [
     make_config(),
     replace(make_config(), method=MethodConf("m", "c", tune=BlockTune(learns=["clip"]), clip=RmsClip())),
-    replace(make_config(), scheme=MixedScheme(bits=2, parts=[PartConf(1, 0.9)])),
+    replace(make_config(), scheme=MixedScheme(bits=2)),
 ]
 IN_QUANTIZE_KEY = [
     (config, f"{node}.{field}".rstrip("."))

@@ -21,7 +21,6 @@ from conf.schema import (
     MixedScheme,
     NearestRound,
     NumericsConf,
-    PartConf,
     RealZeroScheme,
     RmsClip,
     SchemeConf,
@@ -174,10 +173,7 @@ def test_no_group_size_is_always_possible() -> None:
         (RealZeroScheme(bits=4, group_size=64), 4.5),
         (VectorCodebookScheme(bits=2), 2.0),
         (FloatScheme(), 16.0),
-        (
-            MixedScheme(bits=2, parts=[PartConf(bits=1, share=6 / 7, symmetric=True), PartConf(bits=8, share=1 / 7)]),
-            2 + 1 + 40 / 4096,  # the average, the mask, two grids per row
-        ),
+        (MixedScheme(bits=2), 2 + 1 + 56 / 4096),  # the average, the mask, two grids per row
     ],
 )
 def test_bits_per_weight_count_codes_scales_and_zero_points(scheme: SchemeConf, bits: float) -> None:

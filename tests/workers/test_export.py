@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conf.schema import UniformScheme
 from tests.workers.tiny_requests import METHODS, random_windows, request_for, write_llama
-from workers import export
+from workers import export, packing
 from workers.checkpoint import CheckpointReader, checkpoint_directory
 from workers.methods.grid import QuantParams
 from workers.methods.linear import Outcome, QuantizedLinear, quantize_linear, restored
@@ -54,9 +54,9 @@ def in_own_basis(codes: torch.Tensor, params: QuantParams) -> QuantizedLinear:
 @given(linears())
 def test_unpacking_is_the_inverse_of_packing(linear: tuple[torch.Tensor, QuantParams, UniformScheme]) -> None:
     codes, params, scheme = linear
-    layout = export.Layout(scheme)
-    back, grid, basis = export.unpack(export.pack(in_own_basis(codes, params), layout), layout)
-    assert basis is None
+    layout = packing.Layout(scheme)
+    back, grid, basis = packing.unpack(packing.pack(in_own_basis(codes, params), layout), layout)
+    assert basis is None and isinstance(grid, QuantParams)
     assert back.dtype == torch.uint8 and torch.equal(back, codes)
     assert torch.equal(grid.scale, params.scale) and torch.equal(grid.zero_point, params.zero_point)
     assert (grid.bits, grid.group_size) == (scheme.bits, scheme.group_size)
@@ -67,7 +67,7 @@ def test_a_word_holds_as_many_whole_codes_as_fit(bits: int, words: int) -> None:
     """50 columns: 16, 10, 8 and 4 codes in each int32."""
     codes = torch.zeros(6, 50, dtype=torch.uint8)
     params = QuantParams(torch.ones(6, 1), torch.zeros(6, 1), bits, None)
-    packed = export.pack(in_own_basis(codes, params), export.Layout(UniformScheme(bits=bits)))
+    packed = packing.pack(in_own_basis(codes, params), packing.Layout(UniformScheme(bits=bits)))
     assert (packed["weight_packed"].dtype, list(packed["weight_packed"].shape)) == (torch.int32, [6, words])
     assert packed["weight_scale"].dtype == torch.float16
     assert packed["weight_shape"].tolist() == [6, 50]
@@ -78,9 +78,9 @@ def test_a_linear_in_a_basis_of_its_own_comes_back_with_it(group_size: int | Non
     method, scheme = METHODS["quip"], UniformScheme(bits=2, group_size=group_size)
     weight = torch.randn(12, 40, generator=torch.Generator().manual_seed(0))
     linear = quantize_linear(weight, Statistics(torch.eye(40)), method, scheme, seed=7)
-    layout = export.layout_of(method, scheme)
-    tensors = export.pack(linear, layout)
-    assert torch.equal(restored(*export.unpack(tensors, layout)), linear.dequantize())
+    layout = packing.layout_of(method, scheme)
+    tensors = packing.pack(linear, layout)
+    assert torch.equal(restored(*packing.unpack(tensors, layout)), linear.dequantize())
     assert tensors["weight_scale"].numel() == (1 if group_size is None else 12 * 5)
     codes = tensors["weight_packed"].numel() * 32
     stored = sum(t.numel() * t.element_size() * 8 for name, t in tensors.items() if name != "weight_shape")
@@ -133,7 +133,7 @@ def test_a_dense_checkpoint_holds_the_weights_that_the_codes_stand_for(ragged: P
     name = "model.layers.1.mlp.down_proj"
     parts = {part: stored[f"{name}.{part}"] for part in ("weight_packed", "weight_scale", "weight_shape")}
     parts["weight_zero_point"] = stored[f"{name}.weight_zero_point"]
-    assert torch.equal(tensors[f"{name}.weight"], restored(*export.unpack(parts, export.Layout(scheme))).bfloat16())
+    assert torch.equal(tensors[f"{name}.weight"], restored(*packing.unpack(parts, packing.Layout(scheme))).bfloat16())
     bias = "model.layers.1.self_attn.q_proj.bias"
     assert torch.equal(tensors[bias], source.read([bias])[bias].bfloat16())
 
@@ -141,7 +141,7 @@ def test_a_dense_checkpoint_holds_the_weights_that_the_codes_stand_for(ragged: P
 def test_a_packed_checkpoint_says_what_it_is_and_a_dense_one_is_ordinary(ragged: Path, tmp_path: Path) -> None:
     scheme = UniformScheme(bits=4, group_size=4, symmetric=True)
     packed = packed_checkpoint(ragged, tmp_path, scheme)
-    assert export.stored_layout(packed) == export.Layout(scheme)
+    assert export.stored_layout(packed) == packing.Layout(scheme)
     assert json.loads((packed / "config.json").read_text())["quantization_config"]["ignore"] == ["lm_head"]
     export.write_dense(packed, tmp_path / "dense", "float32")
     assert export.stored_layout(tmp_path / "dense") is None
@@ -155,7 +155,7 @@ def test_a_checkpoint_in_rotated_bases_names_its_own_format_and_is_multiplied_ou
     assert quantize(request) is not None
     packed = checkpoint_directory(tmp_path / "storage", request.quantize_key)
     layout = export.stored_layout(packed)
-    assert layout == export.layout_of(request.method, UniformScheme(bits=3))
+    assert layout == packing.layout_of(request.method, UniformScheme(bits=3))
     assert json.loads((packed / "config.json").read_text())["quantization_config"]["quant_method"] == "ptq-bench"
     export.write_dense(packed, tmp_path / "dense", "float32")
     difference = (logits(tmp_path / "dense") - logits(ragged)).abs().mean()

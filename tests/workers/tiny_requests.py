@@ -27,8 +27,9 @@ from conf.schema import (
 from workers.api import ModelRef, QuantizeRequest, TextRef
 from workers.checkpoint import CheckpointReader
 from workers.datasets import content_hash
-from workers.export import PACKED, stored_layout, unpack
+from workers.export import stored_layout
 from workers.methods.grid import QuantParams
+from workers.packing import PACKED, unpack
 
 VOCAB_SIZE = 128
 NUM_WINDOWS, WINDOW_TOKENS = 8, 64
@@ -115,6 +116,7 @@ def quantized_linears(checkpoint: Path) -> dict[str, tuple[torch.Tensor, QuantPa
             linear = name.removesuffix(f".{PACKED}")
             parts = reader.read(reader.names(f"{linear}.weight_"))
             codes, params, _ = unpack({n.removeprefix(f"{linear}."): t for n, t in parts.items()}, layout)
+            assert isinstance(params, QuantParams)
             found[linear] = codes, params
     return found
 

@@ -12,12 +12,13 @@ DAMPING_STEPS = (1, 10, 100)
 
 @dataclass(frozen=True)
 class Factor:
-    """feedback: [in, in] unit upper A of H = A D A^T. damping: fraction of the mean diagonal that was added.
+    """feedback, pivots: unit upper A [in, in] and diagonal D [in] of H = A D A^T.
 
-    retries: how often the damping was raised from the configured value.
+    damping: fraction of the mean diagonal that was added. retries: how often it was raised from the configured value.
     """
 
     feedback: Tensor
+    pivots: Tensor
     damping: float
     retries: int
 
@@ -33,13 +34,14 @@ def factor_damped(hessian: Tensor, damping: float) -> Factor:
     sound, mean = _sound(hessian)
     if mean > 0:
         for retries, step in enumerate(DAMPING_STEPS):
-            feedback = unit_upper_factor(_damped(sound, step * damping * mean))
-            if feedback is not None:
-                return Factor(feedback, step * damping, retries)
+            found = unit_upper_factor(_damped(sound, step * damping * mean))
+            if found is not None:
+                return Factor(*found, step * damping, retries)
         step, retries = DAMPING_STEPS[-1], len(DAMPING_STEPS) - 1
-        feedback = unit_upper_factor(_damped(sound.double(), step * damping * mean))
-        if feedback is not None:
-            return Factor(feedback.to(hessian.dtype), step * damping, retries)
+        found = unit_upper_factor(_damped(sound.double(), step * damping * mean))
+        if found is not None:
+            feedback, pivots = (part.to(hessian.dtype) for part in found)
+            return Factor(feedback, pivots, step * damping, retries)
     raise IndefiniteHessianError(
         f"Hessian not positive definite at damping up to {DAMPING_STEPS[-1] * damping:g}, nor in float64; "
         "raise method.round.damping or calibration.num_sequences"

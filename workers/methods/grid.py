@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from conf.schema import UniformScheme
+from conf.schema import RealZeroScheme, UniformScheme
 from workers.methods.errors import MethodError
 
 # No grid is finer than this: float16's subnormals hold it within 3 %, and weights this small hardly contribute. Rows of
@@ -14,6 +15,39 @@ from workers.methods.errors import MethodError
 SMALLEST_SCALE = 2.0**-20
 
 SCALE_DTYPES = {"float16": torch.float16, "float32": torch.float32}
+
+
+class Params(Protocol):
+    """What gives the codes of one linear their values."""
+
+    def nearest(self, weight: Tensor) -> Tensor:
+        """The codes of [out, in] with the smallest error, each by itself."""
+
+    def values(self, codes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The weights that codes stand for: [out, in] of `dtype`."""
+
+
+@dataclass(frozen=True)
+class LoopGrid:
+    """What a loop over columns needs to know of a grid.
+
+    weight: [out, in], moved so that zero points are integers. scale, zero_point: [out, groups]. group_of_column: [in].
+    max_code: the largest code, or [out, groups] of them.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    group_of_column: Tensor
+    max_code: int | Tensor
+
+
+@runtime_checkable
+class ColumnParams(Params, Protocol):
+    """Params whose codes can be chosen column after column."""
+
+    def for_loop(self, weight: Tensor) -> LoopGrid:
+        """The grid under the weights [out, in] of the same rounding problem."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +69,37 @@ class QuantParams:
         """The largest code."""
         return int(2**self.bits - 1)
 
+    def nearest(self, weight: Tensor) -> Tensor:
+        """Halves go to even: [out, in] -> [out, in] uint8."""
+        return quantize(weight, self)
 
-FitGrid = Callable[[Tensor], QuantParams]
+    def values(self, codes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """[out, in] uint8 -> [out, in] of `dtype`."""
+        return dequantize(codes, self, dtype)
+
+    def for_loop(self, weight: Tensor) -> LoopGrid:
+        """Weights [out, in] and this grid, moved together by the fraction of a step."""
+        moved, integral = on_integers(weight, self)
+        columns = torch.arange(weight.shape[1], device=weight.device)
+        groups = columns // (weight.shape[1] // self.scale.shape[1])
+        return LoopGrid(moved, integral.scale, integral.zero_point, groups, self.max_code)
+
+
+GridScheme = UniformScheme | RealZeroScheme
+"""Schemes whose codes are integers on evenly spaced levels."""
+
+FitGrid = Callable[[Tensor], Params]
 """Weights [out, columns], float32 or float64 -> the grids of these columns; columns is a multiple of the group size."""
+
+
+def is_symmetric(scheme: GridScheme) -> bool:
+    """Whether the zero point is fixed in the middle."""
+    return isinstance(scheme, UniformScheme) and scheme.symmetric
+
+
+def scale_dtype(scheme: GridScheme) -> torch.dtype:
+    """What scales are stored in."""
+    return SCALE_DTYPES[scheme.scale_dtype] if isinstance(scheme, UniformScheme) else torch.float16
 
 
 def split_groups(weight: Tensor, group_size: int | None) -> Tensor:
@@ -52,48 +114,52 @@ def split_groups(weight: Tensor, group_size: int | None) -> Tensor:
     return weight.reshape(out_features, in_features // size, size)
 
 
-def group_ranges(weight: Tensor, scheme: UniformScheme) -> tuple[Tensor, Tensor]:
+def group_ranges(weight: Tensor, scheme: GridScheme) -> tuple[Tensor, Tensor]:
     """Lowest and highest value each group must represent, both [out, groups]; zero always lies between them.
 
     Symmetric: mirrored around zero. A group of zeros gets (-1, 1), so that its scale is not zero.
     """
     groups = split_groups(weight, scheme.group_size)
     low, high = groups.amin(-1).clamp_(max=0), groups.amax(-1).clamp_(min=0)
-    if scheme.symmetric:
+    if is_symmetric(scheme):
         high = torch.maximum(high, -low)
         low = -high
     empty = low == high
     return low.masked_fill_(empty, -1), high.masked_fill_(empty, 1)
 
 
-def params_for_ranges(low: Tensor, high: Tensor, scheme: UniformScheme) -> QuantParams:
+def params_for_ranges(low: Tensor, high: Tensor, scheme: GridScheme) -> QuantParams:
     """The grids whose codes 0..2^bits - 1 span low..high (both [out, groups], low <= 0 <= high).
 
     The zero point belongs to the stored, rounded scale, which is never below SMALLEST_SCALE. A symmetric grid has it at
     2^(bits - 1) and an even number of codes: it reaches half a step beyond low and ends half a step short of high.
+    A real-valued zero point is what float16 holds.
     """
     steps = 2**scheme.bits - 1
-    scale = ((high - low) / steps).clamp_(min=SMALLEST_SCALE).to(SCALE_DTYPES[scheme.scale_dtype]).float()
-    if scheme.symmetric:
+    scale = ((high - low) / steps).clamp_(min=SMALLEST_SCALE).to(scale_dtype(scheme)).float()
+    if is_symmetric(scheme):
         zero_point = torch.full_like(scale, 2 ** (scheme.bits - 1))
+    elif isinstance(scheme, RealZeroScheme):
+        zero_point = (-low / scale).half().float()
     else:
         zero_point = torch.round(-low / scale).float()
     return QuantParams(scale, zero_point, scheme.bits, scheme.group_size)
 
 
-def storable(params: QuantParams, scheme: UniformScheme) -> QuantParams:
+def storable(params: QuantParams, scheme: GridScheme) -> QuantParams:
     """The same grids, known to survive storage.
 
     Raises MethodError when a scale overflows its dtype, naming row, group and what to change.
     """
-    info = torch.finfo(SCALE_DTYPES[scheme.scale_dtype])
+    info = torch.finfo(scale_dtype(scheme))
     bad = ~(params.scale <= info.max)
     if bad.any():
         row, group = bad.nonzero()[0].tolist()
-        advice = "set scheme.scale_dtype=float32" if info.bits == 16 else "check the checkpoint's weights"
+        can_widen = info.bits == 16 and isinstance(scheme, UniformScheme)
+        advice = "set scheme.scale_dtype=float32" if can_widen else "check the checkpoint's weights"
         raise MethodError(
             f"scale {float(params.scale[row, group]):.3g} of output row {row}, group {group} (and {int(bad.sum()) - 1} "
-            f"more) is above {scheme.scale_dtype}'s largest number {info.max:.3g}; {advice}"
+            f"more) is above {info.dtype!s}'s largest number {info.max:.3g}; {advice}"
         )
     return params
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conf.schema import ClipConf, MethodConf, NoIncohere, RmsClip, SchemeConf
+from conf.schema import ClipConf, MethodConf, NoIncohere, NoKeep, RmsClip, SchemeConf
 from kernels.precision import full_float32
 from workers.methods.accounting import bits_per_weight
 from workers.methods.clip import rms
 from workers.methods.errors import MethodError
-from workers.methods.grid import QuantParams, dequantize
+from workers.methods.grid import FitGrid, Params
 from workers.methods.incohere.basis import Basis
 from workers.methods.loss import proxy_loss
 from workers.methods.refusals import refusals
@@ -43,10 +43,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class QuantizedLinear:
-    """codes: [out, in] uint8, in the basis the linear was rounded in (null: its own)."""
+    """codes: [out, in], in the basis the linear was rounded in (null: its own); what params make of them."""
 
     codes: Tensor
-    params: QuantParams
+    params: Params
     basis: Basis | None
     outcome: Outcome
 
@@ -55,9 +55,9 @@ class QuantizedLinear:
         return restored(self.codes, self.params, self.basis)
 
 
-def restored(codes: Tensor, params: QuantParams, basis: Basis | None, dtype: torch.dtype = torch.float32) -> Tensor:
+def restored(codes: Tensor, params: Params, basis: Basis | None, dtype: torch.dtype = torch.float32) -> Tensor:
     """The weight that codes stand for, in the linear's own basis: [out, in] of `dtype`."""
-    weight = dequantize(codes, params, dtype)
+    weight = params.values(codes, dtype)
     return weight if basis is None else basis.back(weight)
 
 
@@ -65,7 +65,7 @@ def restored(codes: Tensor, params: QuantParams, basis: Basis | None, dtype: tor
 def quantize_linear(
     weight: Tensor, statistics: Statistics, method: MethodConf, scheme: SchemeConf, seed: int = 0
 ) -> QuantizedLinear:
-    """Quantize one weight matrix with the incohere, clip and round stages of `method`.
+    """Quantize one weight matrix with the incohere, keep, clip and round stages of `method`.
 
     weight: [out, in] float32 (float64 computes in float64); not modified. statistics: not modified; methods that need
     no data need none, and without a Hessian no loss is reported. seed: of all that is drawn at random for this linear.
@@ -110,25 +110,30 @@ def _round(
     if basis is not None:
         weight = basis.of_weight(weight)
         statistics = basis.of_statistics(statistics)
-    tried = [
-        (
-            clip,
-            _module(method.round).round_weight(
-                weight, statistics, method.round, scheme, _fit(clip, scheme, statistics)
-            ),
-        )
-        for clip in (rms.variants(method.clip) if isinstance(method.clip, RmsClip) else [method.clip])
-    ]
+    clips = rms.variants(method.clip) if isinstance(method.clip, RmsClip) else [method.clip]
+    tried = [(clip, _keep_and_round(weight, statistics, replace(method, clip=clip), scheme)) for clip in clips]
     if len(tried) == 1:
         return tried[0]
     hessian = statistics.hessian
     metric = torch.eye(weight.shape[1], dtype=weight.dtype) if hessian is None else hessian
-    return min(tried, key=lambda pair: proxy_loss(weight - dequantize(pair[1].codes, pair[1].params), metric))
+    return min(tried, key=lambda pair: proxy_loss(weight - pair[1].params.values(pair[1].codes), metric))
 
 
-def _fit(clip: ClipConf, scheme: SchemeConf, statistics: Statistics) -> Callable[[Tensor], QuantParams]:
-    def fit(columns: Tensor) -> QuantParams:
-        params: QuantParams = _module(clip).fit_grid(columns, clip, scheme, statistics.inputs)
+def _keep_and_round(weight: Tensor, statistics: Statistics, method: MethodConf, scheme: SchemeConf) -> Rounded:
+    def rounding(weight: Tensor, statistics: Statistics, fit: FitGrid) -> Rounded:
+        rounded: Rounded = _module(method.round).round_weight(weight, statistics, method.round, scheme, fit)
+        return rounded
+
+    fit = _fit(method.clip, scheme, statistics)
+    if isinstance(method.keep, NoKeep):
+        return rounding(weight, statistics, fit)
+    kept: Rounded = _module(method.keep).round_rest(weight, statistics, method.keep, scheme, fit, rounding)
+    return kept
+
+
+def _fit(clip: ClipConf, scheme: SchemeConf, statistics: Statistics) -> FitGrid:
+    def fit(columns: Tensor) -> Params:
+        params: Params = _module(clip).fit_grid(columns, clip, scheme, statistics)
         return params
 
     return fit
@@ -142,7 +147,8 @@ def _applied(method: MethodConf, clip: ClipConf, rounded: Rounded) -> str:
     """The stages that ran; of a searched constant, what was found."""
     incohere = "" if isinstance(method.incohere, NoIncohere) else f"incohere={_name(method.incohere)} "
     found = f"({clip.constant:g})" if isinstance(clip, RmsClip) else ""
-    return f"{incohere}clip={_name(clip)}{found} round={rounded.stage}"
+    keep = "" if isinstance(method.keep, NoKeep) else f"keep={_name(method.keep)} "
+    return f"{incohere}{keep}clip={_name(clip)}{found} round={rounded.stage}"
 
 
 def _name(stage: Any) -> str:

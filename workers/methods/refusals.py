@@ -1,19 +1,32 @@
 """Settings that are refused before a cell starts, with the reason. Torch-free: the planner asks first."""
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from conf.schema import (
+    ColumnsKeep,
     FloatScheme,
+    GptaqRound,
     GptqRound,
+    HqqRound,
     KroneckerIncohere,
     LdlqRound,
+    MaskKeep,
     MethodConf,
+    MinmaxClip,
+    MixedScheme,
     MseClip,
+    NoKeep,
+    RealZeroScheme,
     RmsClip,
     SchemeConf,
     UniformScheme,
 )
-from workers.methods.accounting import SCALE_BITS
-from workers.methods.registry import is_baseline
+from workers.methods.accounting import SCALE_BITS, salient_fraction
+from workers.methods.registry import SLOTS, is_baseline
 
+INPUTS = ("quantized", "original")
+SALIENCIES = ("hessian", "magnitude")
 ON_FAILURE = ("fail", "diagonal")
 
 
@@ -22,33 +35,83 @@ def refusals(method: MethodConf, scheme: SchemeConf) -> list[str]:
     reasons = []
     if isinstance(scheme, FloatScheme) and not is_baseline(method):
         reasons.append("scheme: rounding needs integer codes and 16-bit floats have none; choose a uniform scheme")
-    if isinstance(scheme, UniformScheme):
-        reasons += _uniform(scheme)
-    if isinstance(method.clip, MseClip):
-        reasons += _mse(method.clip)
-    if isinstance(method.round, GptqRound):
-        reasons += _gptq(method.round, scheme)
-    if isinstance(method.round, LdlqRound):
-        reasons += _ldlq(method.round)
-    if isinstance(method.clip, RmsClip):
-        reasons += _rms(method.clip, scheme)
-    if isinstance(method.incohere, KroneckerIncohere) and method.incohere.trace_damping < 0:
-        reasons.append(f"method.incohere.trace_damping={method.incohere.trace_damping}: at least 0")
+    if method.inputs not in INPUTS:
+        reasons.append(f"method.inputs={method.inputs}: one of {', '.join(INPUTS)}")
+    for stage in (scheme, *(getattr(method, slot) for slot in SLOTS)):
+        if type(stage) in _RULES:
+            reasons += _RULES[type(stage)](stage, method, scheme)
     return reasons
 
 
-def _uniform(scheme: UniformScheme) -> list[str]:
-    reasons = []
-    if not 1 <= scheme.bits <= 8:
-        reasons.append(f"scheme.bits={scheme.bits}: a code is one byte, so 1 to 8 bits")
-    if scheme.group_size is not None and scheme.group_size < 1:
-        reasons.append(f"scheme.group_size={scheme.group_size}: at least 1, or null for one group per output row")
+# --- schemes ---------------------------------------------------------------------------------------------------------
+
+
+def _uniform(scheme: UniformScheme, *_: Any) -> list[str]:
+    reasons = _codes(scheme)
     if scheme.scale_dtype not in SCALE_BITS:
         reasons.append(f"scheme.scale_dtype={scheme.scale_dtype}: one of {', '.join(SCALE_BITS)}")
     return reasons
 
 
-def _mse(clip: MseClip) -> list[str]:
+def _codes(scheme: SchemeConf, *_: Any) -> list[str]:
+    reasons = []
+    if not 1 <= scheme.bits <= 8:
+        reasons.append(f"scheme.bits={scheme.bits}: a code is one byte, so 1 to 8 bits")
+    if scheme.group_size is not None and scheme.group_size < 1:
+        reasons.append(f"scheme.group_size={scheme.group_size}: at least 1, or null for one group per output row")
+    return reasons
+
+
+def _mixed(scheme: MixedScheme, method: MethodConf, _: SchemeConf) -> list[str]:
+    reasons = []
+    if not isinstance(method.keep, MaskKeep):
+        reasons.append("scheme=mixed: method.keep=mask says which entry has which bits; set it, or scheme=uniform")
+    if scheme.group_size is not None:
+        reasons.append(f"scheme.group_size={scheme.group_size}: scheme=mixed has one grid of each kind for a row; null")
+    return reasons
+
+
+# --- incohere, keep --------------------------------------------------------------------------------------------------
+
+
+def _kronecker(incohere: KroneckerIncohere, *_: Any) -> list[str]:
+    if incohere.trace_damping < 0:
+        return [f"method.incohere.trace_damping={incohere.trace_damping}: at least 0"]
+    return []
+
+
+def _columns(keep: ColumnsKeep, _: MethodConf, scheme: SchemeConf) -> list[str]:
+    reasons = []
+    if scheme.group_size is not None:
+        reasons.append(
+            f"scheme.group_size={scheme.group_size} with method.keep=columns: what is left of the groups has no "
+            "common size; set scheme.group_size=null"
+        )
+    if not 0 <= keep.extra_bits <= 16 - scheme.bits:
+        reasons.append(f"method.keep.extra_bits={keep.extra_bits}: 0 to {16 - scheme.bits}, of 16 bits")
+    return reasons + _damping("method.keep", keep.damping)
+
+
+def _mask(keep: MaskKeep, method: MethodConf, scheme: SchemeConf) -> list[str]:
+    reasons = _damping("method.keep", keep.damping)
+    if not isinstance(scheme, MixedScheme):
+        reasons.append("method.keep=mask: its entries have different bits; set scheme=mixed")
+    if not isinstance(method.clip, MinmaxClip):
+        reasons.append("method.clip: the salient entries' range is the whole one; set method.clip=minmax")
+    if keep.saliency not in SALIENCIES:
+        reasons.append(f"method.keep.saliency={keep.saliency}: one of {', '.join(SALIENCIES)}")
+    if not 2 <= keep.bits <= 8:
+        reasons.append(f"method.keep.bits={keep.bits}: 2 to 8, a code is one byte")
+    elif not 0 <= salient_fraction(keep, scheme) <= 1:
+        asked = f"scheme.bits={scheme.bits}" if keep.fraction is None else f"method.keep.fraction={keep.fraction}"
+        reasons.append(f"{asked}: a mean of 1 and {keep.bits} bits, with 0 to 1 of the entries salient")
+    return reasons
+
+
+# --- clip ------------------------------------------------------------------------------------------------------------
+
+
+def _mse(clip: MseClip, *_: Any) -> list[str]:
     reasons = []
     if not 1 <= clip.steps <= 100:
         reasons.append(f"method.clip.steps={clip.steps}: a step is 1/100 of the range, so 1 to 100")
@@ -57,12 +120,14 @@ def _mse(clip: MseClip) -> list[str]:
     return reasons
 
 
-def _rms(clip: RmsClip, scheme: SchemeConf) -> list[str]:
+def _rms(clip: RmsClip, _: MethodConf, scheme: SchemeConf) -> list[str]:
     reasons = [
         f"method.clip.{key}: {value} times the RMS is no range; must be positive"
         for key, value in (("constant", clip.constant), *(("candidates", c) for c in clip.candidates))
         if value <= 0
     ]
+    if isinstance(scheme, RealZeroScheme):
+        reasons.append("method.clip=rms: its grid leaves no zero point to be fitted; set scheme=uniform")
     if isinstance(scheme, UniformScheme) and scheme.symmetric:
         reasons.append(
             "scheme.symmetric=true: the grid of method.clip=rms is mirrored around zero already, with no level there; "
@@ -71,10 +136,11 @@ def _rms(clip: RmsClip, scheme: SchemeConf) -> list[str]:
     return reasons
 
 
-def _column_loop(conf: GptqRound | LdlqRound) -> list[str]:
-    reasons = []
-    if conf.damping < 0:
-        reasons.append(f"method.round.damping={conf.damping}: a fraction of the mean diagonal, at least 0")
+# --- round -----------------------------------------------------------------------------------------------------------
+
+
+def _column_loop(conf: GptqRound | LdlqRound | GptaqRound) -> list[str]:
+    reasons = _damping("method.round", conf.damping)
     if conf.block_size < 1:
         reasons.append(f"method.round.block_size={conf.block_size}: at least 1")
     if conf.on_failure not in ON_FAILURE:
@@ -82,14 +148,18 @@ def _column_loop(conf: GptqRound | LdlqRound) -> list[str]:
     return reasons
 
 
-def _ldlq(conf: LdlqRound) -> list[str]:
+def _damping(slot: str, damping: float) -> list[str]:
+    return [f"{slot}.damping={damping}: a fraction of the mean diagonal, at least 0"] if damping < 0 else []
+
+
+def _ldlq(conf: LdlqRound, *_: Any) -> list[str]:
     reasons = _column_loop(conf)
     if conf.greedy_passes < 0:
         reasons.append(f"method.round.greedy_passes={conf.greedy_passes}: at least 0")
     return reasons
 
 
-def _gptq(conf: GptqRound, scheme: SchemeConf) -> list[str]:
+def _gptq(conf: GptqRound, _: MethodConf, scheme: SchemeConf) -> list[str]:
     reasons = _column_loop(conf)
     if conf.act_order and not conf.static_groups and scheme.group_size is not None:
         reasons.append(
@@ -97,3 +167,45 @@ def _gptq(conf: GptqRound, scheme: SchemeConf) -> list[str]:
             "engine serves without an index per column; set method.round.static_groups=true or act_order=false"
         )
     return reasons
+
+
+def _gptaq(conf: GptaqRound, method: MethodConf, _: SchemeConf) -> list[str]:
+    reasons = _column_loop(conf)
+    if not conf.static_groups:
+        reasons.append("method.round.static_groups=false: GPTAQ fits its grids before the first column; set it to true")
+    if method.inputs == "original":
+        reasons.append(
+            "method.inputs=original: GPTAQ takes back how the inputs differ from the original ones, and these would "
+            "not; set method.inputs=quantized"
+        )
+    if not isinstance(method.keep, NoKeep):
+        reasons.append("method.keep: GPTAQ has no rule for kept columns or entries; set method.keep=none")
+    return reasons
+
+
+def _hqq(conf: HqqRound, _: MethodConf, scheme: SchemeConf) -> list[str]:
+    reasons = []
+    if not isinstance(scheme, RealZeroScheme):
+        reasons.append(f"method.round=hqq fits a real zero point, {type(scheme).__name__} has none: scheme=real_zero")
+    if conf.iterations < 0:
+        reasons.append(f"method.round.iterations={conf.iterations}: at least 0")
+    for name, value in (("beta", conf.beta), ("norm", conf.norm)):
+        if value <= 0:
+            reasons.append(f"method.round.{name}={value}: must be positive")
+    return reasons
+
+
+_RULES: Mapping[type[Any], Callable[..., list[str]]] = {
+    UniformScheme: _uniform,
+    RealZeroScheme: _codes,
+    MixedScheme: _mixed,
+    KroneckerIncohere: _kronecker,
+    ColumnsKeep: _columns,
+    MaskKeep: _mask,
+    MseClip: _mse,
+    RmsClip: _rms,
+    LdlqRound: _ldlq,
+    GptqRound: _gptq,
+    GptaqRound: _gptaq,
+    HqqRound: _hqq,
+}

@@ -10,12 +10,17 @@ from typing import Any
 
 from conf.schema import (
     AwqScale,
+    ColumnsKeep,
     FloatScheme,
+    GptaqRound,
     GptqRound,
+    HqqRound,
     KroneckerIncohere,
     LdlqRound,
+    MaskKeep,
     MethodConf,
     MinmaxClip,
+    MixedScheme,
     MseClip,
     NearestRound,
     NoIncohere,
@@ -24,6 +29,7 @@ from conf.schema import (
     NoRound,
     NoScale,
     NoTune,
+    RealZeroScheme,
     RmsClip,
     SchemeConf,
     SearchClip,
@@ -40,7 +46,6 @@ class Need(enum.Enum):
     FULL_PRECISION_STREAM = "full-precision stream"
     MEAN_ABS_INPUT = "mean |x|"
     INPUTS = "inputs"
-    GRADIENTS = "gradients"
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,8 @@ STAGES: dict[type[Any], Stage] = {
     NoIncohere: _NOTHING,
     KroneckerIncohere: Stage("workers.methods.incohere.kronecker", recipe=1, needs=frozenset({Need.HESSIAN})),
     NoKeep: _NOTHING,
+    ColumnsKeep: Stage("workers.methods.keep.columns", recipe=1, needs=frozenset({Need.HESSIAN})),
+    MaskKeep: Stage("workers.methods.keep.mask", recipe=1, needs=frozenset({Need.HESSIAN})),
     SearchClip: Stage("workers.methods.clip.search", recipe=1, needs=frozenset({Need.HESSIAN, Need.INPUTS})),
     MinmaxClip: Stage("workers.methods.clip.minmax", recipe=1),
     MseClip: Stage("workers.methods.clip.mse", recipe=1),
@@ -71,9 +78,11 @@ STAGES: dict[type[Any], Stage] = {
     NearestRound: Stage("workers.methods.round.nearest", recipe=1),
     GptqRound: Stage("workers.methods.round.gptq", recipe=1, needs=frozenset({Need.HESSIAN})),
     LdlqRound: Stage("workers.methods.round.ldlq", recipe=1, needs=frozenset({Need.HESSIAN})),
+    GptaqRound: Stage("workers.methods.round.gptaq", recipe=1, needs=frozenset({Need.HESSIAN, Need.CROSS_HESSIAN})),
+    HqqRound: Stage("workers.methods.round.hqq", recipe=1),
 }
 
-SCHEMES: frozenset[type[SchemeConf]] = frozenset({FloatScheme, UniformScheme})
+SCHEMES: frozenset[type[SchemeConf]] = frozenset({FloatScheme, UniformScheme, RealZeroScheme, MixedScheme})
 
 SLOTS = ("rotate", "scale", "incohere", "keep", "clip", "tune", "round")  # ordered by scope, as in MethodConf
 
@@ -97,6 +106,17 @@ def is_baseline(method: MethodConf) -> bool:
 def needs(method: MethodConf) -> frozenset[Need]:
     """The union of what the method's stages need. Raises KeyError for a stage that is not implemented."""
     return frozenset().union(*(STAGES[cls].needs for cls in _used(method)))
+
+
+def follows_original(method: MethodConf) -> bool:
+    """Whether the calibration runs through the original blocks too."""
+    full = {Need.CROSS_HESSIAN, Need.FULL_PRECISION_STREAM}
+    return bool(needs(method)) and (method.inputs == "original" or bool(needs(method) & full))
+
+
+def follows_quantized(method: MethodConf) -> bool:
+    """Whether the calibration runs through the blocks as they are after quantization."""
+    return bool(needs(method)) and method.inputs == "quantized"
 
 
 def recipes(method: MethodConf) -> dict[str, int]:

@@ -9,6 +9,7 @@ from workers.methods.clip import minmax, search
 from workers.methods.grid import dequantize, params_for_ranges, quantize
 from workers.methods.scale import awq, smooth
 from workers.methods.scale.channels import Channels
+from workers.methods.statistics import Statistics
 
 
 def _channels() -> Channels:
@@ -55,7 +56,7 @@ def test_the_clip_is_the_one_that_brute_force_finds(symmetric: bool, group_size:
     weight, inputs = _problem()
     clip = SearchClip(grid=10, max_shrink=0.5, symmetric=symmetric)
     scheme = UniformScheme(bits=2, group_size=group_size, scale_dtype="float32")
-    found = search.fit_grid(weight, clip, scheme, inputs)
+    found = search.fit_grid(weight, clip, scheme, Statistics(inputs=inputs))
     size, steps = group_size or 16, [1 - i / 10 for i in range(5)]
     for row in range(5):
         for group in range(16 // size):
@@ -89,7 +90,7 @@ def test_weights_on_the_grid_are_not_clipped() -> None:
     weight = torch.tensor([[-1.0, 0.0, 1.0, 2.0], [0.5, 0.0, 1.5, 1.0]])
     inputs = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
     whole = minmax.fit_grid(weight, None, scheme)  # type: ignore[arg-type]
-    assert torch.equal(search.fit_grid(weight, SearchClip(), scheme, inputs).scale, whole.scale)
+    assert torch.equal(search.fit_grid(weight, SearchClip(), scheme, Statistics(inputs=inputs)).scale, whole.scale)
 
 
 def test_a_clip_without_inputs_is_refused() -> None:

@@ -5,6 +5,7 @@ Losses are compared, not codes: in float32 the thread count alone changes some o
 
 import json
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from conf.schema import (
     UniformScheme,
 )
 from workers.methods.clip import minmax, rms
-from workers.methods.grid import FitGrid, dequantize
+from workers.methods.grid import QuantParams, dequantize
 from workers.methods.incohere.basis import Basis
 from workers.methods.incohere.kronecker import rescale_of
 from workers.methods.linear import QuantizedLinear, quantize_linear
@@ -96,6 +97,7 @@ def test_rtn_has_the_original_scales_zero_points_and_weights(
 
     quantized = quantize_linear(layer["W"], Statistics(layer["H"]), method, replace(PER_ROW, bits=bits))
 
+    assert isinstance(quantized.params, QuantParams)
     assert torch.equal(quantized.params.scale[:rows], golden[f"scale.w{bits}"])
     assert torch.equal(quantized.params.zero_point[:rows], golden[f"zero.w{bits}"])
     assert torch.equal(quantized.dequantize()[:rows], golden[f"rtn.w{bits}"])
@@ -118,7 +120,7 @@ class Dense:
         return vectors @ self.matrix.to(vectors)
 
 
-def _clamped_first(weight: Tensor, hessian: Tensor, fit: FitGrid) -> Tensor:
+def _clamped_first(weight: Tensor, hessian: Tensor, fit: Callable[[Tensor], QuantParams]) -> Tensor:
     """LDLQ as the original has it: targets are cut off at the grid's ends before the first column, and that is lost."""
     params = fit(weight)
     ends = dequantize(torch.tensor([[0, params.max_code]]).expand(len(weight), 2).to(torch.uint8), params, weight.dtype)

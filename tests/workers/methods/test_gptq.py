@@ -1,5 +1,7 @@
 """GPTQ against the paper's loop, against LDLQ, and against what the theory expects. All in float64: codes are equal."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,7 +10,7 @@ from conf.schema import GptqRound, MinmaxClip, NearestRound, UniformScheme
 from kernels.column_rounding import round_columns
 from kernels.factorization import unit_upper_factor
 from workers.methods.clip.minmax import fit_grid
-from workers.methods.grid import FitGrid, QuantParams, dequantize
+from workers.methods.grid import QuantParams, dequantize
 from workers.methods.loss import proxy_loss
 from workers.methods.round import gptq, nearest
 from workers.methods.statistics import Statistics
@@ -27,7 +29,7 @@ def _problem(out_features: int = 24, in_features: int = 96, seed: int = 0) -> tu
     return weight, inputs.mT @ inputs / len(inputs)
 
 
-def _fit(scheme: UniformScheme) -> FitGrid:
+def _fit(scheme: UniformScheme) -> Callable[[Tensor], QuantParams]:
     return lambda weight: fit_grid(weight, MinmaxClip(), scheme)
 
 
@@ -162,8 +164,9 @@ def test_04_expected_losses_on_an_unbounded_grid_are_a_twelfth_of_the_traces() -
         weight, hessian = _problem(out_features, in_features, seed)
         weight = 8 * weight  # spread over many steps, so that rounding errors are uniform
         grid = _integer_grid(out_features)
-        factor = unit_upper_factor(hessian)
-        assert factor is not None
+        found = unit_upper_factor(hessian)
+        assert found is not None
+        factor, _ = found
         inverse = torch.linalg.inv(factor)
         codes = round_columns(
             weight,
@@ -215,7 +218,7 @@ def test_19_every_group_has_at_most_two_to_the_bits_values() -> None:
 
     rounded = gptq.round_weight(weight, Statistics(hessian), GptqRound(), GROUPS, _fit(GROUPS))
 
-    for group in dequantize(rounded.codes, rounded.params).reshape(-1, 16):
+    for group in rounded.params.values(rounded.codes).reshape(-1, 16):
         assert len(group.unique()) <= 8
 
 
@@ -241,7 +244,7 @@ def test_dead_columns_become_zero_and_leave_the_others_alone(conf: GptqRound) ->
     rounded = gptq.round_weight(torch.cat([weight, dead], 1), Statistics(padded), conf, GROUPS, _fit(GROUPS))
 
     assert torch.equal(rounded.codes[:, :80], _codes(weight, hessian, conf, GROUPS))
-    assert torch.equal(dequantize(rounded.codes, rounded.params)[:, 80:], torch.zeros(24, 16))
+    assert torch.equal(rounded.params.values(rounded.codes)[:, 80:], torch.zeros(24, 16))
 
 
 def test_compensation_lowers_the_loss_below_rtn() -> None:
@@ -251,7 +254,5 @@ def test_compensation_lowers_the_loss_below_rtn() -> None:
     compensated = gptq.round_weight(weight, Statistics(hessian), GptqRound(), scheme, _fit(scheme))
     plain = nearest.round_weight(weight, Statistics(), NearestRound(), scheme, _fit(scheme))
 
-    ours, theirs = (
-        proxy_loss(weight - dequantize(r.codes, r.params, torch.float64), hessian) for r in (compensated, plain)
-    )
+    ours, theirs = (proxy_loss(weight - r.params.values(r.codes, torch.float64), hessian) for r in (compensated, plain))
     assert ours < 0.8 * theirs

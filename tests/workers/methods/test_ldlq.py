@@ -1,5 +1,6 @@
 """LDLQ against its definition and against GPTQ; its greedy passes; QuIP's grid."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -10,7 +11,7 @@ from conf.schema import GptqRound, LdlqRound, MinmaxClip, RmsClip, UniformScheme
 from workers.methods.clip import minmax, rms
 from workers.methods.errors import IndefiniteHessianError
 from workers.methods.factor import damp
-from workers.methods.grid import FitGrid, dequantize, quantize
+from workers.methods.grid import QuantParams, dequantize, quantize
 from workers.methods.loss import proxy_loss
 from workers.methods.round import gptq, ldlq, nearest
 from workers.methods.statistics import Statistics
@@ -27,16 +28,16 @@ def _problem(out_features: int = 16, in_features: int = 48, seed: int = 0) -> tu
     return weight, inputs.mT @ inputs / len(inputs)
 
 
-def _minmax(scheme: UniformScheme = PER_ROW) -> FitGrid:
+def _minmax(scheme: UniformScheme = PER_ROW) -> Callable[[Tensor], QuantParams]:
     return lambda weight: minmax.fit_grid(weight, MinmaxClip(), scheme)
 
 
-def _rms(scheme: UniformScheme = PER_ROW) -> FitGrid:
+def _rms(scheme: UniformScheme = PER_ROW) -> Callable[[Tensor], QuantParams]:
     return lambda weight: rms.fit_grid(weight, RmsClip(), scheme)
 
 
 @pytest.mark.parametrize("fit", [_minmax(), _rms()], ids=["minmax", "rms"])
-def test_codes_are_those_of_the_definition(fit: FitGrid) -> None:
+def test_codes_are_those_of_the_definition(fit: Callable[[Tensor], QuantParams]) -> None:
     """q_i = round(w_i + (w_j - q_j for j > i) L_ji), H = (L + I) D (L + I)^T, last column first."""
     weight, hessian = _problem()
     params = fit(weight)
@@ -54,7 +55,7 @@ def test_codes_are_those_of_the_definition(fit: FitGrid) -> None:
 
 
 @pytest.mark.parametrize("fit", [_minmax(), _rms()], ids=["minmax", "rms"])
-def test_03_ldlq_is_gptq_on_flipped_columns(fit: FitGrid) -> None:
+def test_03_ldlq_is_gptq_on_flipped_columns(fit: Callable[[Tensor], QuantParams]) -> None:
     weight, hessian = _problem()
     flipped = gptq.round_weight(
         weight.flip(1), Statistics(hessian.flip(0, 1)), GptqRound(act_order=False), PER_ROW, lambda w: fit(w.flip(1))
@@ -76,7 +77,7 @@ def test_06_greedy_passes_never_raise_the_loss_and_end_at_a_fixed_point() -> Non
 
     def loss(passes: int) -> tuple[float, Tensor]:
         rounded = ldlq.round_weight(weight, Statistics(hessian), LdlqRound(greedy_passes=passes), PER_ROW, _minmax())
-        return proxy_loss(weight - dequantize(rounded.codes, rounded.params, torch.float64), damped), rounded.codes
+        return proxy_loss(weight - rounded.params.values(rounded.codes, torch.float64), damped), rounded.codes
 
     losses = [loss(passes)[0] for passes in range(6)]
     assert losses[1] < losses[0]
@@ -88,9 +89,9 @@ def test_groups_keep_their_own_grids_in_any_order() -> None:
     scheme = UniformScheme(bits=2, group_size=16, scale_dtype="float32")
     weight, hessian = _problem()
     rounded = ldlq.round_weight(weight, Statistics(hessian), LdlqRound(), scheme, _minmax(scheme))
-    groups = dequantize(rounded.codes, rounded.params, torch.float64).reshape(16, 3, 16)
+    groups = rounded.params.values(rounded.codes, torch.float64).reshape(16, 3, 16)
     assert all(len(group.unique()) <= 4 for row in groups for group in row)
-    assert torch.equal(quantize(groups.reshape(16, 48), rounded.params), rounded.codes)
+    assert torch.equal(rounded.params.nearest(groups.reshape(16, 48)), rounded.codes)
 
 
 def test_22_an_indefinite_hessian_fails_or_is_rounded_to_nearest_and_degraded() -> None:

@@ -2,11 +2,12 @@
 
 from torch import Tensor
 
-from conf.schema import MinmaxClip, UniformScheme
-from workers.methods.grid import QuantParams, group_ranges, params_for_ranges, storable
+from conf.schema import MinmaxClip
+from workers.methods.grid import GridScheme, QuantParams, group_ranges, params_for_ranges, storable
+from workers.methods.statistics import Statistics
 
 
-def fit_grid(weight: Tensor, clip: MinmaxClip, scheme: UniformScheme, inputs: Tensor | None = None) -> QuantParams:
+def fit_grid(weight: Tensor, clip: MinmaxClip, scheme: GridScheme, statistics: Statistics | None = None) -> QuantParams:
     """Lowest and highest weight of each row and group become the ends of its grid (Frantar et al. 2023).
 
     weight: [out, in] float32 or float64. Raises MethodError when a scale cannot be stored.

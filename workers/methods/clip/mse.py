@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from conf.schema import MseClip, UniformScheme
+from conf.schema import MseClip
 from workers.methods.grid import (
+    GridScheme,
     QuantParams,
     dequantize,
     group_ranges,
@@ -13,11 +14,12 @@ from workers.methods.grid import (
     split_groups,
     storable,
 )
+from workers.methods.statistics import Statistics
 
 ROWS_AT_ONCE = 256  # rows are independent; a slice of them stays in the cache through all steps
 
 
-def fit_grid(weight: Tensor, clip: MseClip, scheme: UniformScheme, inputs: Tensor | None = None) -> QuantParams:
+def fit_grid(weight: Tensor, clip: MseClip, scheme: GridScheme, statistics: Statistics | None = None) -> QuantParams:
     """For each row and group, the factor p in {1, 0.99, ...} on both ends with the smallest sum |error|^norm.
 
     The first of equals wins, so the widest range. weight: [out, in] float32 or float64. Raises MethodError when a
@@ -29,7 +31,7 @@ def fit_grid(weight: Tensor, clip: MseClip, scheme: UniformScheme, inputs: Tenso
     return storable(QuantParams(scale, zero_point, scheme.bits, scheme.group_size), scheme)
 
 
-def _fit_rows(weight: Tensor, clip: MseClip, scheme: UniformScheme) -> QuantParams:
+def _fit_rows(weight: Tensor, clip: MseClip, scheme: GridScheme) -> QuantParams:
     low, high = group_ranges(weight, scheme)
     best = params_for_ranges(low, high, scheme)
     smallest = _error(weight, best, clip.norm)

@@ -5,11 +5,12 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from conf.schema import RmsClip, UniformScheme
-from workers.methods.grid import SCALE_DTYPES, SMALLEST_SCALE, QuantParams, split_groups, storable
+from conf.schema import RmsClip
+from workers.methods.grid import SMALLEST_SCALE, GridScheme, QuantParams, scale_dtype, split_groups, storable
+from workers.methods.statistics import Statistics
 
 
-def fit_grid(weight: Tensor, clip: RmsClip, scheme: UniformScheme, inputs: Tensor | None = None) -> QuantParams:
+def fit_grid(weight: Tensor, clip: RmsClip, scheme: GridScheme, statistics: Statistics | None = None) -> QuantParams:
     """Levels S (2 k / (2^bits - 1) - 1), so that zero lies between two of them (Chee et al. 2023, section C).
 
     S is `constant` times the RMS of the whole matrix, or with a group size of each group. weight: [out, in].
@@ -22,7 +23,7 @@ def fit_grid(weight: Tensor, clip: RmsClip, scheme: UniformScheme, inputs: Tenso
         rms = groups.square().mean(-1, dtype=torch.float64).sqrt()
     steps = 2**scheme.bits - 1
     step = (2 * clip.constant / steps * rms).clamp(min=SMALLEST_SCALE)
-    scale = step.to(SCALE_DTYPES[scheme.scale_dtype]).float()
+    scale = step.to(scale_dtype(scheme)).float()
     zero_point = torch.full_like(scale, steps / 2)
     return storable(QuantParams(scale, zero_point, scheme.bits, scheme.group_size), scheme)
 

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from conf.schema import SearchClip, UniformScheme
+from conf.schema import SearchClip
 from workers.methods.grid import (
+    GridScheme,
     QuantParams,
     dequantize,
     group_ranges,
@@ -13,27 +14,29 @@ from workers.methods.grid import (
     split_groups,
     storable,
 )
+from workers.methods.statistics import Statistics
 
 ROWS_AT_ONCE = 64  # bounds the partial outputs of one candidate: [rows, tokens, groups]
 
 
-def fit_grid(weight: Tensor, clip: SearchClip, scheme: UniformScheme, inputs: Tensor | None) -> QuantParams:
+def fit_grid(weight: Tensor, clip: SearchClip, scheme: GridScheme, statistics: Statistics | None = None) -> QuantParams:
     """Each row and group takes the shrink with the smallest mean over tokens of (sum_j in group x_j (w_j - q_j))^2.
 
     Shrinks are 1, 1 - 1/grid, ... above 1 - max_shrink, of the whole range with `symmetric` (both ends cut at the same
     magnitude, as in the original), else of each end by itself. The first of equals wins, so the widest range.
-    weight: [out, in]. inputs: [tokens, in]. Raises MethodError when a scale cannot be stored.
+    weight: [out, in]. Of the statistics the inputs. Raises MethodError when a scale cannot be stored.
     """
-    if inputs is None:
+    if statistics is None or statistics.inputs is None:
         raise ValueError("AWQ's clip needs inputs")
-    groups = split_groups(inputs.to(weight.dtype), scheme.group_size).transpose(0, 1)  # [groups, tokens, group]
+    inputs = split_groups(statistics.inputs.to(weight.dtype), scheme.group_size)
+    groups = inputs.transpose(0, 1)  # [groups, tokens, group]
     slices = [_fit_rows(rows, clip, scheme, groups) for rows in torch.split(weight, ROWS_AT_ONCE)]
     scale = torch.cat([params.scale for params in slices])
     zero_point = torch.cat([params.zero_point for params in slices])
     return storable(QuantParams(scale, zero_point, scheme.bits, scheme.group_size), scheme)
 
 
-def _fit_rows(weight: Tensor, clip: SearchClip, scheme: UniformScheme, groups: Tensor) -> QuantParams:
+def _fit_rows(weight: Tensor, clip: SearchClip, scheme: GridScheme, groups: Tensor) -> QuantParams:
     low, high = group_ranges(weight, scheme)
     largest = torch.maximum(high, -low)
     best, smallest = params_for_ranges(low, high, scheme), torch.full_like(low, torch.inf)

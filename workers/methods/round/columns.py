@@ -4,22 +4,31 @@ import torch
 from torch import Tensor
 
 from kernels.column_rounding import round_columns
-from workers.methods.grid import QuantParams, on_integers
+from workers.methods.grid import ColumnParams
 
 
-def round_in_order(weight: Tensor, order: Tensor, feedback: Tensor, params: QuantParams, block_size: int) -> Tensor:
+def round_in_order(
+    weight: Tensor,
+    order: Tensor,
+    feedback: Tensor,
+    params: ColumnParams,
+    block_size: int,
+    drift: Tensor | None = None,
+) -> Tensor:
     """Codes [out, in] uint8, in the weight's own column order.
 
-    order: [in], the columns in the order they are rounded in. feedback: [in, in] unit upper, of the reordered Hessian.
+    order: [in], the columns in the order they are rounded in. feedback, drift: [in, in], of the reordered
+    problem (`round_columns`).
     """
-    moved, integral = on_integers(weight, params)
+    grid = params.for_loop(weight)
     codes = round_columns(
-        moved[:, order],
+        grid.weight[:, order],
         feedback,
-        integral.scale,
-        integral.zero_point,
-        order // (weight.shape[1] // params.scale.shape[1]),
-        max_code=params.max_code,
+        grid.scale,
+        grid.zero_point,
+        grid.group_of_column[order],
+        max_code=grid.max_code,
         block_size=block_size,
+        drift=drift,
     )
     return codes[:, torch.argsort(order)]

@@ -5,10 +5,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from conf.schema import GptqRound, SchemeConf
+from conf.schema import GptqRound, RoundConf, SchemeConf
 from workers.methods.errors import IndefiniteHessianError
 from workers.methods.factor import Factor, factor_damped
-from workers.methods.grid import FitGrid, QuantParams, dequantize
+from workers.methods.grid import ColumnParams, FitGrid, Params, QuantParams, dequantize
 from workers.methods.round import nearest
 from workers.methods.round.columns import round_in_order
 from workers.methods.round.rounded import Rounded
@@ -26,26 +26,39 @@ def round_weight(weight: Tensor, statistics: Statistics, conf: GptqRound, scheme
     hessian = statistics.hessian
     if hessian is None:
         raise ValueError("GPTQ needs a Hessian")
-    diagonal = hessian.diagonal()
-    order = torch.arange(len(diagonal), device=weight.device)
-    if conf.act_order:
-        order = torch.argsort(diagonal, descending=True, stable=True)
+    order = column_order(hessian, act_order=conf.act_order)
     try:
         factor = factor_damped(hessian[order][:, order], conf.damping)
     except IndefiniteHessianError as error:
         if conf.on_failure != "diagonal":
             raise
-        return replace(
-            nearest.round_weight(weight, statistics, conf, scheme, fit), degraded=f"rounded to nearest: {error}"
-        )
-    alive = weight.masked_fill(diagonal == 0, 0)
+        return nearest_instead(weight, statistics, conf, scheme, fit, error)
+    alive = weight.masked_fill(hessian.diagonal() == 0, 0)
+    params: Params
     if conf.static_groups or scheme.group_size is None:
         params = fit(alive)
+        assert isinstance(params, ColumnParams)
         codes = round_in_order(alive, order, factor.feedback, params, conf.block_size)
     else:
         codes, params = _dynamic_groups(alive, factor, fit, scheme.group_size, conf.block_size)
     raised = f"damping {factor.damping:g} instead of {conf.damping:g}" if factor.retries else None
     return Rounded(codes, params, "gptq", factor.damping, factor.retries, raised)
+
+
+def column_order(hessian: Tensor, *, act_order: bool) -> Tensor:
+    """[in]: by descending diagonal, equals as they stand, or all as they stand."""
+    diagonal = hessian.diagonal()
+    if act_order:
+        return torch.argsort(diagonal, descending=True, stable=True)
+    return torch.arange(len(diagonal), device=hessian.device)
+
+
+def nearest_instead(
+    weight: Tensor, statistics: Statistics, conf: RoundConf, scheme: SchemeConf, fit: FitGrid, error: Exception
+) -> Rounded:
+    """What `on_failure: diagonal` asks for: with a diagonal Hessian the column loop rounds to nearest."""
+    rounded = nearest.round_weight(weight, statistics, conf, scheme, fit)
+    return replace(rounded, degraded=f"rounded to nearest: {error}")
 
 
 def _dynamic_groups(
@@ -67,6 +80,7 @@ def _dynamic_groups(
             own, carried, upper=True, left=False, unitriangular=True
         )
         grid = fit(compensated)
+        assert isinstance(grid, QuantParams)
         codes.append(round_in_order(compensated, in_order, own, grid, block_size))
         grids.append(grid)
         error[:, group] = weight[:, group] - dequantize(codes[-1], grid, weight.dtype)

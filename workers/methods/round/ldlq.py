@@ -1,7 +1,5 @@
 """LDLQ, QuIP's rounding: GPTQ's recursion from the last column to the first, then greedy passes (Chee et al. 2023)."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -9,9 +7,9 @@ from conf.schema import LdlqRound, SchemeConf
 from kernels.coordinate_descent import improve_columns
 from workers.methods.errors import IndefiniteHessianError
 from workers.methods.factor import damp, factor_damped
-from workers.methods.grid import FitGrid, QuantParams, on_integers
-from workers.methods.round import nearest
+from workers.methods.grid import ColumnParams, FitGrid
 from workers.methods.round.columns import round_in_order
+from workers.methods.round.gptq import nearest_instead
 from workers.methods.round.rounded import Rounded
 from workers.methods.statistics import Statistics
 
@@ -31,30 +29,28 @@ def round_weight(weight: Tensor, statistics: Statistics, conf: LdlqRound, scheme
     except IndefiniteHessianError as error:
         if conf.on_failure != "diagonal":
             raise
-        return replace(
-            nearest.round_weight(weight, statistics, conf, scheme, fit), degraded=f"rounded to nearest: {error}"
-        )
+        return nearest_instead(weight, statistics, conf, scheme, fit, error)
     alive = weight.masked_fill(hessian.diagonal() == 0, 0)
     params = fit(alive)
+    assert isinstance(params, ColumnParams)
     codes = round_in_order(alive, order, factor.feedback, params, conf.block_size)
     codes = _greedy(alive, codes, damp(hessian, factor.damping), params, conf)
     raised = f"damping {factor.damping:g} instead of {conf.damping:g}" if factor.retries else None
     return Rounded(codes, params, "ldlq", factor.damping, factor.retries, raised)
 
 
-def _greedy(weight: Tensor, codes: Tensor, hessian: Tensor, params: QuantParams, conf: LdlqRound) -> Tensor:
+def _greedy(weight: Tensor, codes: Tensor, hessian: Tensor, params: ColumnParams, conf: LdlqRound) -> Tensor:
     """At most `greedy_passes` passes; none after one that changed nothing."""
-    moved, integral = on_integers(weight, params)
-    group_of_column = torch.arange(weight.shape[1]) // (weight.shape[1] // params.scale.shape[1])
+    grid = params.for_loop(weight)
     for _ in range(conf.greedy_passes):
         improved = improve_columns(
-            moved,
+            grid.weight,
             codes,
             hessian,
-            integral.scale,
-            integral.zero_point,
-            group_of_column,
-            max_code=params.max_code,
+            grid.scale,
+            grid.zero_point,
+            grid.group_of_column,
+            max_code=grid.max_code,
             block_size=conf.block_size,
         )
         if torch.equal(improved, codes):

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from conf.schema import RoundConf, SchemeConf
-from workers.methods.grid import FitGrid, quantize
+from workers.methods.grid import FitGrid
 from workers.methods.round.rounded import Rounded
 from workers.methods.statistics import Statistics
 
@@ -11,4 +11,4 @@ from workers.methods.statistics import Statistics
 def round_weight(weight: Tensor, statistics: Statistics, conf: RoundConf, scheme: SchemeConf, fit: FitGrid) -> Rounded:
     """Codes of the nearest grid point, halves to even: [out, in] float32 or float64. Statistics are not used."""
     params = fit(weight)
-    return Rounded(quantize(weight, params), params, stage="nearest")
+    return Rounded(params.nearest(weight), params, stage="nearest")

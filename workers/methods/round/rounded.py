@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from workers.methods.grid import QuantParams
+from workers.methods.grid import Params
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Rounded:
     """
 
     codes: Tensor
-    params: QuantParams
+    params: Params
     stage: str
     damping: float | None = None
     damping_retries: int = 0
