@@ -31,7 +31,8 @@ class KeptColumns:
         """[out, in - k] uint8 -> [out, in] of `dtype`."""
         size = codes.shape[1] + len(self.columns)
         whole = torch.empty(len(codes), size, dtype=dtype, device=codes.device)
-        whole[:, others(self.columns, size)] = self.rest.values(codes, dtype)
+        if codes.shape[1]:
+            whole[:, others(self.columns, size)] = self.rest.values(codes, dtype)
         whole[:, self.columns] = self.weight.to(dtype)
         return whole
 
@@ -66,6 +67,10 @@ def round_rest(
         missing = f"no column of {weight.shape[1]} fits method.keep.extra_bits={keep.extra_bits:g}"
         return replace(rounded, degraded="; ".join(filter(None, (missing, rounded.degraded))))
     whole = fit(weight)
+    if count == weight.shape[1]:
+        columns = torch.arange(count, device=weight.device)
+        empty = torch.empty(len(weight), 0, dtype=torch.uint8, device=weight.device)
+        return Rounded(empty, KeptColumns(whole, columns, _stored(weight)), stage="none")
     error = weight - whole.values(whole.nearest(weight), weight.dtype)
     sensitivity = hessian.diagonal() * error.square().sum(0)
     kept = sensitivity.topk(count).indices.sort().values
@@ -79,7 +84,11 @@ def round_rest(
     inputs = None if statistics.inputs is None else statistics.inputs[:, rest]
     rounded = rounding(weight[:, rest], replace(statistics, hessian=complement, inputs=inputs), fit)
     left = weight[:, rest] - rounded.params.values(rounded.codes, weight.dtype)
-    values = (weight[:, kept] + left @ share.mT).half()
-    if not torch.isfinite(values).all():
-        raise MethodError("a kept column is out of float16's range")
-    return replace(rounded, params=KeptColumns(rounded.params, kept, values))
+    return replace(rounded, params=KeptColumns(rounded.params, kept, _stored(weight[:, kept] + left @ share.mT)))
+
+
+def _stored(columns: Tensor) -> Tensor:
+    stored = columns.half()
+    if not torch.isfinite(stored).all():
+        raise MethodError(f"a kept column reaches {float(columns.abs().max()):.3g}, beyond float16's range")
+    return stored
