@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from conf import register
+from conf.schema import AwqScale
 from tests.orchestrator.hand_made import write_checkpoint, write_text
+from workers.methods.registry import STAGES
 
 _compose = functools.cache(register.compose)
 _merged = functools.cache(register._merged.__wrapped__)
@@ -33,6 +35,12 @@ class _Merged:
 
     def cache_clear(self) -> None:
         pass
+
+
+@pytest.fixture
+def awq_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`method=awq` is as if nobody had built its scale yet."""
+    monkeypatch.delitem(STAGES, AwqScale)
 
 
 @pytest.fixture

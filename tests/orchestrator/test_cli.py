@@ -153,6 +153,7 @@ def test_plan_lists_the_cells_and_starts_nothing(mine: list[str], capsys: pytest
     assert not Path("results").exists()
 
 
+@pytest.mark.usefixtures("awq_not_built")
 def test_plan_is_0_whatever_cannot_run(mine: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", *merged(mine, "method=awq")]) == 0
     assert "NOT_IMPLEMENTED: slot scale: AwqScale is not implemented" in capsys.readouterr().out
@@ -172,6 +173,7 @@ def test_a_storage_that_cannot_be_used_is_exit_3(mine: list[str], capsys: pytest
     assert "cluster.storage=<directory>" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("awq_not_built")
 def test_one_cell_is_one_cell(mine: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["cell", *mine, "bits=2,3"]) == 2
     assert "`cell` runs one cell, this is 2; give each axis one value" in capsys.readouterr().err
@@ -211,6 +213,7 @@ def test_a_report_keeps_the_mlflow_runs_that_were_shown(mine: list[str], capsys:
     assert (row.status, row.attempt, row.mlflow_run_id) == ("FAILED", "1", "0" * 32)
 
 
+@pytest.mark.usefixtures("awq_not_built")
 def test_a_sweep_with_nothing_to_run_says_so(
     mine: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,6 +89,7 @@ def hours(said: str) -> float:
     return float(found[1])
 
 
+@pytest.mark.usefixtures("awq_not_built")
 def test_notes_and_reasons_are_said_once(mine: list[str]) -> None:
     given = [text for text in mine if not text.startswith(("method=", "suite.sequence_length="))]
     said = printed([*given, "method=rtn,awq", "bits=2,3", "suite.sequence_length=100"], CPU)
@@ -96,6 +97,7 @@ def test_notes_and_reasons_are_said_once(mine: list[str]) -> None:
     assert said.count("2 x NOT_IMPLEMENTED: slot scale: AwqScale is not implemented") == 1
 
 
+@pytest.mark.usefixtures("awq_not_built")
 def test_what_is_not_built_is_estimated_beside_what_is_to_do(mine: list[str]) -> None:
     alone = printed([*mine, "bits=2"], CPU)
     beside = printed([*(text for text in mine if not text.startswith("method=")), "method=rtn,awq", "bits=2"], CPU)

@@ -14,6 +14,7 @@ from conf.schema import (
     RmsClip,
     SchemeConf,
     UniformScheme,
+    VectorCodebookScheme,
 )
 from workers.methods.accounting import bits_per_weight
 
@@ -28,6 +29,8 @@ GPTQ = MethodConf(name="gptq", category="compensation", round=GptqRound())
         (UniformScheme(bits=4), 4 + 20 / 4096),
         (UniformScheme(bits=4, group_size=128, symmetric=True), 4.125),
         (UniformScheme(bits=4, group_size=128, scale_dtype="float32"), 4 + 36 / 128),
+        (RealZeroScheme(bits=4, group_size=64), 4.5),
+        (VectorCodebookScheme(bits=2), 2 + 16 / (1000 * 4096)),
         (FloatScheme(), 16),
     ],
 )
@@ -36,8 +39,11 @@ def test_codes_scales_and_zero_points_are_counted(scheme: SchemeConf, expected: 
 
 
 def test_scheme_without_a_rule_is_refused() -> None:
-    with pytest.raises(ValueError, match="RealZeroScheme"):
-        bits_per_weight(GPTQ, RealZeroScheme(bits=3), 1000, 4096)
+    class NewScheme(SchemeConf):
+        pass
+
+    with pytest.raises(ValueError, match="NewScheme"):
+        bits_per_weight(GPTQ, NewScheme(bits=3), 1000, 4096)
 
 
 def test_a_rotated_linear_stores_its_rescale_a_seed_and_one_scale() -> None:

@@ -17,6 +17,7 @@ BASELINE = MethodConf(name="none", category="baseline")
 FUNCTION_OF_SLOT = {
     schema.ScaleConf: "scales",
     schema.IncohereConf: "make_basis",
+    schema.KeepConf: "round_rest",
     schema.ClipConf: "fit_grid",
     schema.RoundConf: "round_weight",
 }
