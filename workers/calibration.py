@@ -36,15 +36,18 @@ def calibration_windows(
 ) -> Windows:
     """Calibration tokens, int64 [conf.num_sequences, conf.sequence_length].
 
-    Documents: a random crop of a random document longer than the window, for each window. A string: random crops of one
-    token stream. An array: its first rows as they are. Raises BadInputError when the content cannot fill the windows
-    or an id lies outside [0, vocab_size).
+    Documents: a random crop of a random document longer than the window, for each window; as c4_short, up to
+    num_sequences documents no longer than the window, joined and cut, which gives fewer windows. A string: random
+    crops of one token stream. An array: its first rows as they are. Raises BadInputError when the content cannot fill
+    the windows or an id lies outside [0, vocab_size).
     """
     count, length = conf.num_sequences, conf.sequence_length
     if isinstance(content, np.ndarray):
         windows = given_windows(content, count, length)
     elif isinstance(content, str):
         windows = _stream_crops(encode(content, tokenizer), count, length, seed)
+    elif conf.source == "c4_short":
+        windows = short_documents(content, tokenizer, count, length, seed)
     else:
         windows = _stack(islice(document_crops(content, tokenizer, length, seed), count))
     check_token_ids(windows, vocab_size)
@@ -104,6 +107,28 @@ def document_crops(
                 f"none of {len(documents)} documents is longer than a window of {length} tokens "
                 f"(the longest has {longest}); lower sequence_length or give longer documents"
             )
+
+
+def short_documents(documents: Sequence[str], tokenizer: Tokenizer, count: int, length: int, seed: int) -> Windows:
+    """AWQ's draw (Lin et al. 2023): up to `count` short documents of a shuffled set, joined, int64 [n, length].
+
+    Short: 1 to `length` tokens once stripped. The shuffle is the `datasets` library's, numpy's permutation of a seed.
+    Raises BadInputError when together they do not fill a window.
+    """
+    chosen: list[Windows] = []
+    for index in np.random.default_rng(seed).permutation(len(documents)):
+        tokens = encode(documents[index].strip(), tokenizer)
+        if 0 < len(tokens) <= length:
+            chosen.append(tokens)
+        if len(chosen) == count:
+            break
+    total = sum(map(len, chosen))
+    if total < length:
+        raise BadInputError(
+            f"{len(chosen)} of {len(documents)} documents have 1 to {length} tokens, {total} together: less than one "
+            "window; give more documents"
+        )
+    return np.concatenate(chosen)[: total // length * length].reshape(-1, length)
 
 
 def given_windows(array: npt.NDArray[np.integer[Any]], count: int, length: int) -> Windows:

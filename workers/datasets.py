@@ -24,8 +24,11 @@ from workers.hub import HUB_ERRORS, hub_failure
 Split = Literal["train", "test"]  # calibrate on | score on; C4 calls the second one validation
 Content = str | list[str] | npt.NDArray[np.integer[Any]]  # one stream | documents | token ids
 
+DOCUMENTS = ("c4", "c4_new", "c4_short")  # sources in C4's layout
+
 GZIP_MAGIC = b"\x1f\x8b"
 PARQUET_MAGIC = b"PAR1"
+LINES_MAGIC = b'{"te'  # JSON lines of {"text": ...}: documents that stand for a stream
 NPY_MAGIC = b"\x93NUM"
 ZIP_MAGIC = b"PK"
 BYTE_ORDER_MARK = "\ufeff"
@@ -43,10 +46,12 @@ class HubFile:
 
 
 # The hub's copy of each source; sources of the user's own files have None.
+_C4_TRAIN = HubFile("allenai/c4", "en/c4-train.00000-of-01024.json.gz")
 _C4_TEST = HubFile("allenai/c4", "en/c4-validation.00000-of-00008.json.gz")
 HUB_FILES: dict[Split, dict[str, HubFile | None]] = {
     "train": {
-        "c4": HubFile("allenai/c4", "en/c4-train.00000-of-01024.json.gz"),
+        "c4": _C4_TRAIN,
+        "c4_short": _C4_TRAIN,
         "wikitext2": HubFile("Salesforce/wikitext", "wikitext-2-raw-v1/train-00000-of-00001.parquet"),
         "text": None,
         "tokens": None,
@@ -62,7 +67,7 @@ HUB_FILES: dict[Split, dict[str, HubFile | None]] = {
 
 
 def load_content(ref: TextRef) -> Content:
-    """The content of a resolved text: documents for c4 and c4_new, an integer array for tokens, else one string.
+    """The content of a resolved text: documents for DOCUMENTS, an integer array for tokens, else one string.
 
     Raises BadInputError when the file is damaged, of the wrong kind, not on this node or no longer the one that was
     resolved; TransientError when the hub does not answer, PrerequisiteError when it refuses; OSError as the system
@@ -76,7 +81,7 @@ def read_content(source: str, path: Path) -> Content:
     """Read a file in the layout of `source`. Raises BadInputError, and OSError as the system gives it."""
     if path.stat().st_size == 0:
         raise BadInputError(f"{path} is empty")
-    if source in ("c4", "c4_new"):
+    if source in DOCUMENTS:
         documents = list(read_documents(path))
         if not documents:
             raise BadInputError(f"{path} holds no documents")
@@ -85,6 +90,8 @@ def read_content(source: str, path: Path) -> Content:
         return read_tokens(path)
     if source == "wikitext2" and _magic(path) == PARQUET_MAGIC:
         return _read_wikitext_parquet(path)
+    if _magic(path) == LINES_MAGIC:
+        return "\n\n".join(read_documents(path))
     return read_text(path)
 
 

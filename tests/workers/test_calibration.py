@@ -277,3 +277,18 @@ def test_a_long_text_is_tokenized_without_a_warning(shared: Path, caplog: pytest
     tokenizer.deprecation_warnings.clear()
     encode(text, tokenizer)
     assert caplog.text == ""
+
+
+def test_short_documents_are_shuffled_as_the_datasets_library_does_joined_and_cut() -> None:
+    order = np.random.default_rng(42).permutation(40).tolist()
+    short = [i for i in order if 5 + (i * 37) % 211 <= 60][:5]
+    stream = np.concatenate([encode(DOCUMENTS[i], NumberTokenizer()) for i in short])
+    windows = calibration_windows(conf("c4_short", 5, 60), DOCUMENTS, NumberTokenizer(), 42, VOCAB_SIZE)
+    assert len(stream) >= 120 and np.array_equal(windows.ravel(), stream[: len(windows) * 60])
+    assert len(windows) == len(stream) // 60
+
+
+def test_short_documents_that_do_not_fill_a_window_are_refused() -> None:
+    texts = [numbers(3), numbers(2), numbers(10)]
+    with pytest.raises(BadInputError, match="2 of 3 documents have 1 to 9 tokens, 5 together: less than one window"):
+        calibration_windows(conf("c4_short", 3, 9), texts, NumberTokenizer(), 0, VOCAB_SIZE)

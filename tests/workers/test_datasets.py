@@ -243,3 +243,11 @@ def test_a_full_disk_is_not_taken_for_the_network(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(datasets, "hf_hub_download", download)
     with pytest.raises(OSError, match="No space left"):
         load_content(HUB_REF)
+
+
+@pytest.mark.parametrize("source", ["wikitext2", "text"])
+def test_documents_stand_for_a_stream_where_one_is_asked_for(tmp_path: Path, source: str) -> None:
+    path = tmp_path / "lines"
+    path.write_text('{"text": "one"}\n{"text": "two\\nlines"}\n', encoding="utf-8")
+    assert read_content(source, path) == "one\n\ntwo\nlines"
+    assert read_content("c4_short", path) == ["one", "two\nlines"]

@@ -51,7 +51,9 @@ def build(directory: Path, recipe: TrainRecipe) -> Figures:
     model_directory.mkdir(parents=True, exist_ok=True)
     parts = corpus.split(corpus.documents(corpus.standard_library()))
     development, held_out = corpus.join(parts.development), corpus.join(parts.held_out)
-    _write(model_directory / "calibration.txt", corpus.join(corpus.calibration(parts.train)))
+    calibration = corpus.calibration(parts.train)
+    _write(model_directory / "calibration.txt", corpus.join(calibration))
+    _write(model_directory / "calibration.jsonl", documents_as_lines(calibration))
     _write(model_directory / "development.txt", development)
     _write(model_directory / "held_out.txt", held_out)
     write_items(directory / "tasks", held_out)
@@ -113,6 +115,11 @@ def write_sums(directory: Path) -> None:
     names = sorted(path.relative_to(directory).as_posix() for path in written if path.name != FIGURES)
     sums = (f"{hashlib.sha256((directory / name).read_bytes()).hexdigest()}  {name}\n" for name in names)
     _write(directory / SUMS, "".join(sums))
+
+
+def documents_as_lines(texts: Iterable[str]) -> str:
+    """One JSON object with `text` per line: C4's layout."""
+    return "".join(json.dumps({"text": text}) + "\n" for text in texts)
 
 
 def _json_lines(items: Iterable[ContinuationItem | LastWordItem]) -> str:
