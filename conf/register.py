@@ -36,7 +36,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "": {"root": s.RootConf},
     "model": {"model": s.ModelConf},
     "method": {"method": s.MethodConf},
-    "rotate": {"none": s.NoRotate, "hadamard": s.HadamardRotate},
+    "rotate": {"none": s.NoRotate, "hadamard": s.HadamardRotate, "random": s.RandomRotate},
     "scale": {"none": s.NoScale, "awq": s.AwqScale, "smooth": s.SmoothScale, "learned": s.LearnedScale},
     "incohere": {"none": s.NoIncohere, "kronecker": s.KroneckerIncohere, "hadamard": s.HadamardIncohere},
     "keep": {"none": s.NoKeep, "columns": s.ColumnsKeep, "mask": s.MaskKeep},

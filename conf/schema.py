@@ -75,11 +75,23 @@ class NoRotate(RotateConf):
 
 @dataclass
 class HadamardRotate(RotateConf):
-    """QuaRot's offline rotations: residual stream, value heads, down-projection input (online cost recorded)."""
+    """QuaRot's rotations by Hadamard matrices.
+
+    residual: of the residual stream. heads: of each value head. Both fold into the weights. intermediate: of inputs
+    that no fold reaches (down_proj's), where slot incohere gives the linear no basis; needs an online transform.
+    """
 
     residual: bool = True
     heads: bool = True
     intermediate: bool = True
+
+
+@dataclass
+class RandomRotate(RotateConf):
+    """The same folds by matrices that are uniform over all orthogonal ones, for sizes without a Hadamard matrix."""
+
+    residual: bool = True
+    heads: bool = True
 
 
 @dataclass
@@ -136,9 +148,10 @@ class KroneckerIncohere(IncohereConf):
 
 @dataclass
 class HadamardIncohere(IncohereConf):
-    """QuIP#'s randomised Hadamard."""
+    """QuIP#'s randomised Hadamard. rescale: QuIP's, before it. sides: with `input`, outputs stay as they are."""
 
     rescale: bool = False
+    sides: str = "both"  # both | input
 
 
 @dataclass

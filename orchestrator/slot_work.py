@@ -32,6 +32,7 @@ from conf.schema import (
     NoRound,
     NoScale,
     NoTune,
+    RandomRotate,
     RmsClip,
     SearchClip,
     ShapeConf,
@@ -131,6 +132,11 @@ def _hadamard_rotate(_: HadamardRotate, block: Block) -> Work:
     return block.passes(2 * 30)  # float64; fold, both sides, about 13 butterfly levels each, back for the report
 
 
+def _random_rotate(_: RandomRotate, block: Block) -> Work:
+    """One side of every linear by a dense matrix of the hidden size, which is the side that most of them share."""
+    return Work(float32=sum(2 * x.num_weights * min(x.in_features, x.out_features) for x in block.linears))
+
+
 def _awq_scale(slot: AwqScale, block: Block) -> Work:
     return (block.forward(block.num_tokens) * AWQ_MODULES + block.passes(6)) * slot.grid
 
@@ -209,6 +215,7 @@ def _hqq_round(slot: HqqRound, block: Block) -> Work:
 SLOT_WORK: dict[type, Callable[[Any, Block], Work]] = {
     NoRotate: _nothing,
     HadamardRotate: _hadamard_rotate,
+    RandomRotate: _random_rotate,
     NoScale: _nothing,
     AwqScale: _awq_scale,
     SmoothScale: _smooth_scale,

@@ -1,6 +1,5 @@
-"""One block, from the original to the quantized: scale its groups, collect their statistics, round its linears."""
+"""One block, from the original to the quantized: rotate it, scale its groups, collect statistics, round its linears."""
 
-import hashlib
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,9 +15,12 @@ from workers.methods.errors import MethodError
 from workers.methods.grid import GridScheme
 from workers.methods.linear import quantize_linear
 from workers.methods.registry import Need, is_baseline, needs
+from workers.methods.rotate.hadamard import intermediate_basis
 from workers.methods.statistics import Statistics
 from workers.packing import layout_of, pack
+from workers.rotation import Rotation
 from workers.scaling import BlockScaling
+from workers.seeds import seed_of
 from workers.statistics import GroupStatistics
 from workers.stream import BlockStream
 
@@ -51,12 +53,13 @@ class BlockData:
 
 
 def quantize_block(
-    request: QuantizeRequest, stream: BlockStream, block: nn.Module, index: int, data: BlockData
+    request: QuantizeRequest, stream: BlockStream, rotation: Rotation, block: nn.Module, index: int, data: BlockData
 ) -> QuantizedBlock:
-    """Quantize a block in place."""
+    """Quantize a block in place, in the rotated basis, which the data are in too."""
     if is_baseline(request.method):
         return QuantizedBlock([], {})
     prefix = f"{stream.architecture.blocks}.{index}"
+    rotation.turn_block(block, prefix)
     if data.original and Need.CROSS_HESSIAN not in needs(request.method):
         stream.run(block, data.original, data.kwargs, lambda _, output: data.original_outputs.append(output.cpu()))
     scaled = _scale(request, stream, block, prefix, data.seen, data.kwargs)
@@ -66,10 +69,11 @@ def quantize_block(
     for group in stream.architecture.groups:
         seen = statistics.take(group.name)
         for name in group.linears:
-            report, packed = _quantize_one(request, block, index, prefix, group, name, seen, scaled.get(group.name))
+            before = [rotation.words(group, name), scaled.get(group.name)]
+            report, packed = _quantize_one(request, block, index, prefix, group, name, seen, before)
             reports.append(report)
             tensors |= {f"{prefix}.{name}.{part}": tensor for part, tensor in packed.items()}
-    return QuantizedBlock(reports, tensors | _others(stream, block, prefix, folded=bool(scaled)))
+    return QuantizedBlock(reports, tensors | _others(stream, block, prefix))
 
 
 def _scale(
@@ -124,7 +128,7 @@ def _quantize_one(
     group: LinearGroup,
     name: str,
     statistics: Statistics,
-    scaled: str | None,
+    before: list[str | None],
 ) -> tuple[LayerReport, dict[str, Tensor]]:
     began = time.perf_counter()
     linear = block.get_submodule(name)
@@ -141,7 +145,7 @@ def _quantize_one(
     report = LayerReport(
         block=index,
         linear=name,
-        applied=" ".join(filter(None, (scaled, result.outcome.applied))),
+        applied=" ".join(filter(None, (*before, result.outcome.applied))),
         bits=request.scheme.bits,
         group_size=request.scheme.group_size,
         bits_per_weight=result.outcome.bits_per_weight,
@@ -159,23 +163,18 @@ def _quantize_one(
 
 
 def _method_of(method: MethodConf, group: LinearGroup, name: str) -> MethodConf:
-    """AWQ does not clip the linears whose products become attention scores, unless asked to."""
+    """QuaRot turns inputs that no fold reaches; AWQ does not clip what becomes attention scores, unless asked to."""
+    if group.inner == "intermediate":
+        method = replace(method, incohere=intermediate_basis(method))
     if isinstance(method.clip, SearchClip) and not method.clip.query_key and name in group.scores:
         return replace(method, clip=MinmaxClip())
     return method
 
 
-def seed_of(seed: int, linear: str) -> int:
-    """A seed of its own for every linear, so that neither order nor resumption changes what is drawn."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {linear}".encode()).digest()[:8]) >> 1  # torch takes 63 bits
-
-
-def _others(stream: BlockStream, block: nn.Module, prefix: str, *, folded: bool) -> dict[str, Tensor]:
+def _others(stream: BlockStream, block: nn.Module, prefix: str) -> dict[str, Tensor]:
     """The block's tensors that keep their bits: as stored, or where a fold changed them in the compute dtype."""
     quantized = {f"{prefix}.{name}.weight" for name in stream.architecture.linears}
     kept = stream.reader.read(name for name in stream.reader.names(f"{prefix}.") if name not in quantized)
-    if not folded:
-        return kept
     now = {f"{prefix}.{name}": parameter.detach() for name, parameter in block.named_parameters()}
     changed = {
         name: now[name].cpu()

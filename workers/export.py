@@ -85,9 +85,11 @@ def _untagged(stored: Mapping[str, Any], base: type[Conf]) -> Conf:
     return kinds[stored["kind"]](**{name: value for name, value in stored.items() if name != "kind"})
 
 
-def copy_beside(source: Path, destination: Path, quantization: dict[str, Any] | None) -> None:
-    """config.json (with the quantization it now has) and the tokenizer's files."""
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+def copy_beside(
+    source: Path, destination: Path, quantization: dict[str, Any] | None, changes: Mapping[str, Any] | None = None
+) -> None:
+    """config.json (with the quantization it now has, and other entries that change) and the tokenizer's files."""
+    config = json.loads((source / "config.json").read_text(encoding="utf-8")) | dict(changes or {})
     config.pop("quantization_config", None)
     if quantization is not None:
         config["quantization_config"] = quantization

@@ -33,13 +33,17 @@ from workers.methods.keep.columns import KeptColumns
 from workers.methods.keep.mask import MaskedParams
 from workers.methods.linear import QuantizedLinear
 from workers.methods.registry import stage_module
+from workers.methods.rotate.hadamard import intermediate_basis
 
 PACKED = "weight_packed"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the linears of a packed checkpoint are stored. mid_rise: zero lies half way between two levels."""
+    """How the linears of a packed checkpoint are stored. mid_rise: zero lies half way between two levels.
+
+    incohere: of the linears that have a seed; the others are in their own basis.
+    """
 
     scheme: SchemeConf
     mid_rise: bool = False
@@ -55,7 +59,7 @@ class Layout:
 
 def layout_of(method: MethodConf, scheme: SchemeConf) -> Layout:
     """The layout that a method's linears need."""
-    return Layout(scheme, isinstance(method.clip, RmsClip), method.incohere, method.keep)
+    return Layout(scheme, isinstance(method.clip, RmsClip), intermediate_basis(method), method.keep)
 
 
 def pack(linear: QuantizedLinear, layout: Layout) -> dict[str, Tensor]:
@@ -175,7 +179,7 @@ def _one_scale(layout: Layout) -> bool:
 
 
 def _basis(tensors: Mapping[str, Tensor], incohere: IncohereConf, shape: torch.Size) -> Basis | None:
-    if isinstance(incohere, NoIncohere):
+    if "weight_seed" not in tensors:
         return None
     module = importlib.import_module(stage_module(incohere))
     rescale = tensors["weight_rescale"].float() if "weight_rescale" in tensors else None

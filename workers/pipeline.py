@@ -28,6 +28,7 @@ from workers.methods.registry import follows_original, follows_quantized, is_bas
 from workers.model_files import load_tokenizer, local_directory
 from workers.packing import layout_of
 from workers.process import peak_memory_gib, reset_peak_memory, return_freed_memory, versions
+from workers.rotation import Rotation
 from workers.stream import BlockStream
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ STREAMS = ("original_calibration", "calibration", "reference", "quantized")  # o
 
 @dataclasses.dataclass
 class Streams:
-    """Hidden states between two blocks: batches [b, L, hidden] on the host.
+    """Hidden states between two blocks: batches [b, L, hidden] on the host, all but the reference rotated.
 
     Of the calibration windows, through the original blocks and through what became of them, each empty for methods that
     do not need it; and of the canary, both ways. The kwargs are what a block is called with beside them.
@@ -93,17 +94,18 @@ def _make(request: QuantizeRequest, unfinished: Path) -> Manifest:
     stream = BlockStream(request.model, source, dtype=getattr(torch, request.numerics.dtype), device=device)
     windows = _calibration(request, source, stream.config.get_text_config().vocab_size)
     canary = torch.tensor(canary_tokens(windows))
-    reports, streams = _walk(request, stream, unfinished, windows, canary)
+    rotation = Rotation.of(request, stream)
+    reports, streams = _walk(request, stream, rotation, unfinished, windows, canary)
     finished = Canary(
         tokens=canary.tolist(),
         reference=stream.log_probabilities(streams.reference, canary).tolist(),
-        quantized=stream.log_probabilities(streams.quantized, canary).tolist(),
+        quantized=stream.log_probabilities(streams.quantized, canary, rotation.turn_head).tolist(),
     )
     if is_baseline(request.method):
         files, num_bytes, weight_format = dict[str, str](), stream.reader.num_bytes(), "source"
     else:
         _refuse_no_op(reports, finished)
-        files, num_bytes = _complete(request, stream, source, unfinished)
+        files, num_bytes = _complete(request, stream, rotation, source, unfinished)
         weight_format = "packed"
     partial.clean(unfinished)
     return Manifest(
@@ -130,11 +132,16 @@ def _calibration(request: QuantizeRequest, source: Path, vocab_size: int) -> Win
 
 
 def _walk(
-    request: QuantizeRequest, stream: BlockStream, unfinished: Path, windows: Windows, canary: torch.Tensor
+    request: QuantizeRequest,
+    stream: BlockStream,
+    rotation: Rotation,
+    unfinished: Path,
+    windows: Windows,
+    canary: torch.Tensor,
 ) -> tuple[list[LayerReport], Streams]:
     """All blocks in order, taking up what an earlier attempt has left."""
     saved, tensors = partial.take_up(unfinished)
-    streams = _first_streams(request, stream, windows[:1] if saved else windows, canary)
+    streams = _first_streams(request, stream, rotation, windows[:1] if saved else windows, canary)
     if saved:
         log.info("resuming after block %d of %d", len(saved), stream.num_blocks)
         streams.restore(tensors)
@@ -143,7 +150,7 @@ def _walk(
         began = time.perf_counter()
         with stream.block(index) as block:
             stream.run(block, streams.reference, streams.canary_kwargs, _into(streams.reference))
-            done = _quantize_and_propagate(request, stream, block, index, streams)
+            done = _quantize_and_propagate(request, stream, rotation, block, index, streams)
             stream.run(block, streams.quantized, streams.canary_kwargs, _into(streams.quantized))
         _require_finite(streams, f"{stream.architecture.blocks}.{index}")
         reports += done.reports
@@ -153,24 +160,28 @@ def _walk(
 
 
 def _quantize_and_propagate(
-    request: QuantizeRequest, stream: BlockStream, block: nn.Module, index: int, streams: Streams
+    request: QuantizeRequest, stream: BlockStream, rotation: Rotation, block: nn.Module, index: int, streams: Streams
 ) -> QuantizedBlock:
     """Quantize on the calibration streams, then let each through the block: the original one before it changes."""
     data = BlockData(streams.calibration, streams.original_calibration, streams.calibration_kwargs)
-    done = quantize_block(request, stream, block, index, data)
+    done = quantize_block(request, stream, rotation, block, index, data)
     streams.original_calibration = data.original_outputs
     if index + 1 < stream.num_blocks:  # nothing reads the calibration streams after the last block
         stream.run(block, streams.calibration, streams.calibration_kwargs, _into(streams.calibration))
     return done
 
 
-def _first_streams(request: QuantizeRequest, stream: BlockStream, windows: Windows, canary: torch.Tensor) -> Streams:
+def _first_streams(
+    request: QuantizeRequest, stream: BlockStream, rotation: Rotation, windows: Windows, canary: torch.Tensor
+) -> Streams:
     reference, canary_kwargs = stream.first_inputs(canary)
-    quantized = [batch.clone() for batch in reference]
+    quantized = [rotation.states(batch.clone()) for batch in reference]
     method = request.method
     if not needs(method):
         return Streams([], [], reference, quantized, {}, canary_kwargs)
     calibration, kwargs = stream.first_inputs(torch.tensor(windows))
+    for index, batch in enumerate(calibration):
+        calibration[index] = rotation.states(batch)
     original = [batch.clone() for batch in calibration] if follows_original(method) else []
     return Streams(
         original, calibration if follows_quantized(method) else [], reference, quantized, kwargs, canary_kwargs
@@ -202,16 +213,17 @@ def _refuse_no_op(reports: list[LayerReport], canary: Canary) -> None:
 
 
 def _complete(
-    request: QuantizeRequest, stream: BlockStream, source: Path, unfinished: Path
+    request: QuantizeRequest, stream: BlockStream, rotation: Rotation, source: Path, unfinished: Path
 ) -> tuple[dict[str, str], int]:
     """Everything outside the blocks, index, config and tokenizer; returns name -> sha256 and the bytes of all files."""
     layout = layout_of(request.method, request.scheme)
     files = partial.shard_files(unfinished, stream.num_blocks)
     blocks = f"{stream.architecture.blocks}."
-    outside = stream.reader.read(n for n in stream.reader.files if not n.startswith(blocks))
+    outside = stream.reader.read(n for n in stream.reader.files if not n.startswith(blocks)) | rotation.outside(stream)
     ck.save_tensors(unfinished / "outside.safetensors", outside, {"format": "pt"})
     ck.write_index(unfinished, files | dict.fromkeys(outside, "outside.safetensors"))
-    export.copy_beside(source, unfinished, export.quantization_config(layout, [stream.architecture.head]))
+    quantization = export.quantization_config(layout, [stream.architecture.head])
+    export.copy_beside(source, unfinished, quantization, rotation.config)
     kept = sorted(p for p in unfinished.iterdir() if p.name != partial.STREAMS and not p.match("block-*.json"))
     return {p.name: ck.sha256(p) for p in kept}, sum(p.stat().st_size for p in kept)
 

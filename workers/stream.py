@@ -170,9 +170,19 @@ class BlockStream:
                 keep(i, output[0] if isinstance(output, tuple) else output)
 
     @torch.no_grad()
-    def log_probabilities(self, hidden: Sequence[torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
-        """Natural-log probability of each next token, [n, L - 1] float32, from the last block's outputs."""
+    def log_probabilities(
+        self,
+        hidden: Sequence[torch.Tensor],
+        tokens: torch.Tensor,
+        change: Callable[[nn.Module, nn.Module], None] | None = None,
+    ) -> torch.Tensor:
+        """Natural-log probability of each next token, [n, L - 1] float32, from the last block's outputs.
+
+        change: what is done to the final norm and the head first.
+        """
         with self.loaded(self.architecture.final_norm) as norm, self.loaded(self.architecture.head) as head:
+            if change is not None:
+                change(norm, head)
             targets = tokens[:, 1:, None].to(self.device).split([len(batch) for batch in hidden])
             rows = []
             for batch, target in zip(hidden, targets, strict=True):

@@ -10,7 +10,9 @@ class LinearGroup:
     linears: names relative to the block, weights [out, in]. prev_op: the op whose output is that input up to a
     per-channel scale (where AWQ folds), or null. inspect: the smallest module holding the group whose output a search
     compares. residual: `read` when the input is the normed residual stream, `write` when the output is added to it,
-    null otherwise (which rotation sides apply). scores: those whose product becomes attention scores.
+    null otherwise (which rotation sides apply). scores: those whose product becomes attention scores. inner: `heads`
+    when the input is what attention makes of prev_op's heads, each by itself (a turn of every head folds into both);
+    `intermediate` when it comes out of a product or nonlinearity that no turn passes; null otherwise.
     """
 
     name: str
@@ -19,6 +21,7 @@ class LinearGroup:
     inspect: str
     residual: str | None
     scores: tuple[str, ...] = ()
+    inner: str | None = None
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,12 @@ LLAMA = Architecture(
             scores=("self_attn.q_proj", "self_attn.k_proj"),
         ),
         LinearGroup(
-            "o", ("self_attn.o_proj",), prev_op="self_attn.v_proj", inspect="self_attn.o_proj", residual="write"
+            "o",
+            ("self_attn.o_proj",),
+            prev_op="self_attn.v_proj",
+            inspect="self_attn.o_proj",
+            residual="write",
+            inner="heads",
         ),
         LinearGroup(
             "gate_up",
@@ -30,6 +35,13 @@ LLAMA = Architecture(
             inspect="mlp",
             residual="read",
         ),
-        LinearGroup("down", ("mlp.down_proj",), prev_op="mlp.up_proj", inspect="mlp.down_proj", residual="write"),
+        LinearGroup(
+            "down",
+            ("mlp.down_proj",),
+            prev_op="mlp.up_proj",
+            inspect="mlp.down_proj",
+            residual="write",
+            inner="intermediate",
+        ),
     ),
 )

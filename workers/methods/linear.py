@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conf.schema import ClipConf, MethodConf, NoIncohere, NoKeep, RmsClip, SchemeConf
+from conf.schema import ClipConf, HadamardIncohere, IncohereConf, MethodConf, NoIncohere, NoKeep, RmsClip, SchemeConf
 from kernels.precision import full_float32
 from workers.methods.accounting import bits_per_weight
 from workers.methods.clip import rms
@@ -145,10 +145,16 @@ def _module(stage: Any) -> Any:
 
 def _applied(method: MethodConf, clip: ClipConf, rounded: Rounded) -> str:
     """The stages that ran; of a searched constant, what was found."""
-    incohere = "" if isinstance(method.incohere, NoIncohere) else f"incohere={_name(method.incohere)} "
+    incohere = "" if isinstance(method.incohere, NoIncohere) else f"incohere={_basis_name(method.incohere)} "
     found = f"({clip.constant:g})" if isinstance(clip, RmsClip) else ""
     keep = "" if isinstance(method.keep, NoKeep) else f"keep={_name(method.keep)} "
     return f"{incohere}{keep}clip={_name(clip)}{found} round={rounded.stage}"
+
+
+def _basis_name(incohere: IncohereConf) -> str:
+    """A basis of the inputs alone is no part of a deployed weight: they have to be turned as the model runs."""
+    inputs_alone = isinstance(incohere, HadamardIncohere) and incohere.sides == "input"
+    return f"{_name(incohere)}(input, online)" if inputs_alone else _name(incohere)
 
 
 def _name(stage: Any) -> str:

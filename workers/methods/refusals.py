@@ -8,6 +8,8 @@ from conf.schema import (
     FloatScheme,
     GptaqRound,
     GptqRound,
+    HadamardIncohere,
+    HadamardRotate,
     HqqRound,
     KroneckerIncohere,
     LdlqRound,
@@ -17,6 +19,7 @@ from conf.schema import (
     MixedScheme,
     MseClip,
     NoKeep,
+    RandomRotate,
     RealZeroScheme,
     RmsClip,
     SchemeConf,
@@ -28,6 +31,7 @@ from workers.methods.registry import SLOTS, is_baseline
 INPUTS = ("quantized", "original")
 SALIENCIES = ("hessian", "magnitude")
 ON_FAILURE = ("fail", "diagonal")
+SIDES = ("both", "input")
 
 
 def refusals(method: MethodConf, scheme: SchemeConf) -> list[str]:
@@ -71,7 +75,21 @@ def _mixed(scheme: MixedScheme, method: MethodConf, _: SchemeConf) -> list[str]:
     return reasons
 
 
-# --- incohere, keep --------------------------------------------------------------------------------------------------
+# --- rotate, incohere, keep ------------------------------------------------------------------------------------------
+
+
+def _rotate(rotate: HadamardRotate | RandomRotate, method: MethodConf, _: SchemeConf) -> list[str]:
+    if is_baseline(method):
+        return ["method.rotate: the 16-bit baseline is the model's own files and would not be rotated; set it to none"]
+    if not any(vars(rotate).values()):
+        return [f"method.rotate: {', '.join(vars(rotate))} are all false, so nothing is rotated; set it to none"]
+    return []
+
+
+def _hadamard(incohere: HadamardIncohere, *_: Any) -> list[str]:
+    if incohere.sides not in SIDES:
+        return [f"method.incohere.sides={incohere.sides}: one of {', '.join(SIDES)}"]
+    return []
 
 
 def _kronecker(incohere: KroneckerIncohere, *_: Any) -> list[str]:
@@ -199,7 +217,10 @@ _RULES: Mapping[type[Any], Callable[..., list[str]]] = {
     UniformScheme: _uniform,
     RealZeroScheme: _codes,
     MixedScheme: _mixed,
+    HadamardRotate: _rotate,
+    RandomRotate: _rotate,
     KroneckerIncohere: _kronecker,
+    HadamardIncohere: _hadamard,
     ColumnsKeep: _columns,
     MaskKeep: _mask,
     MseClip: _mse,

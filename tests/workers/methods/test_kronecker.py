@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from conf.schema import KroneckerIncohere
-from workers.methods.incohere.kronecker import draw_orthogonal, factor_pair, make_basis, rescale_of
+from workers.methods.incohere.kronecker import draw_orthogonal, factor_pair, make_basis
+from workers.methods.incohere.rescale import rescale_of
 
 # Pairs of Chee et al.'s code, for sizes of real models.
 PAIRS = {

@@ -15,6 +15,7 @@ from workers.methods.registry import Need
 GPTQ = MethodConf(name="gptq", category="compensation", round=GptqRound())
 BASELINE = MethodConf(name="none", category="baseline")
 FUNCTION_OF_SLOT = {
+    schema.RotateConf: "draw_orthogonal",
     schema.ScaleConf: "scales",
     schema.IncohereConf: "make_basis",
     schema.KeepConf: "round_rest",

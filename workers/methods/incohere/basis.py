@@ -1,21 +1,11 @@
 """Rounding a linear in another basis: W' = U W diag(d) V^T, x' = V diag(1/d) x, H' = V diag(1/d) H diag(1/d) V^T."""
 
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from torch import Tensor
 
+from workers.methods.orthogonal import Orthogonal
 from workers.methods.statistics import Statistics
-
-
-class Orthogonal(Protocol):
-    """An orthogonal matrix V [n, n] that is never written out."""
-
-    def apply(self, vectors: Tensor) -> Tensor:
-        """Each row x of [..., n] becomes V x."""
-
-    def inverse(self, vectors: Tensor) -> Tensor:
-        """Each row x of [..., n] becomes V^T x."""
 
 
 @dataclass(frozen=True)

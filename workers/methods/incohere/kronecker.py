@@ -8,8 +8,8 @@ from torch import Tensor
 
 from conf.schema import KroneckerIncohere
 from workers.methods.incohere.basis import Basis
-
-SMALLEST = 1e-8  # of the largest entry of H; of the energy of a column of W; of d
+from workers.methods.incohere.rescale import rescale_of
+from workers.methods.orthogonal import haar
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,7 @@ def make_basis(weight: Tensor, hessian: Tensor | None, conf: KroneckerIncohere, 
 
     weight: [out, in]. hessian: [in, in], mean over tokens of x x^T, undamped; only the rescale needs it.
     """
-    rescale = None
-    if conf.rescale:
-        if hessian is None:
-            raise ValueError("QuIP's rescale needs a Hessian")
-        rescale = rescale_of(weight, hessian)
+    rescale = rescale_of(weight, hessian) if conf.rescale else None
     return draw_basis(weight.shape[0], weight.shape[1], conf, seed, rescale)
 
 
@@ -62,22 +58,11 @@ def draw_basis(
     return Basis(left, right, rescale, conf.trace_damping, seed)
 
 
-def rescale_of(weight: Tensor, hessian: Tensor) -> Tensor:
-    """d = (diag H / diag W^T W)^(1/4), [in] float32 as float16 stores it; its geometric mean is made 1.
-
-    It minimises tr(D^-1 H D^-1) ||W D||_F^2, which bounds the loss of a rounded matrix (Chee et al. 2023).
-    """
-    diagonal = (hessian.diagonal() / hessian.abs().max()).clamp(min=SMALLEST)
-    energy = weight.square().sum(0).clamp(min=SMALLEST)
-    logarithm = (diagonal.log() - energy.log()) / 4
-    return (logarithm - logarithm.mean()).exp().clamp(min=SMALLEST).half().float()
-
-
 def draw_orthogonal(size: int, *, blocks: bool, generator: torch.Generator) -> KroneckerOrthogonal:
     """Haar factors and uniform permutations of one dimension."""
     p, q = factor_pair(size)
-    first = torch.stack([_haar(p, generator) for _ in range(q if blocks else 1)])
-    second = torch.stack([_haar(q, generator) for _ in range(p if blocks else 1)])
+    first = torch.stack([haar(p, generator) for _ in range(q if blocks else 1)])
+    second = torch.stack([haar(q, generator) for _ in range(p if blocks else 1)])
     before, after = (torch.randperm(size, generator=generator) for _ in range(2))
     return KroneckerOrthogonal(first, second, before, after)
 
@@ -92,13 +77,6 @@ def factor_pair(size: int) -> tuple[int, int]:
             size //= divisor
         divisor += 1
     return math.prod(primes[::2]), math.prod(primes[1::2])
-
-
-def _haar(size: int, generator: torch.Generator) -> Tensor:
-    """Uniform over the orthogonal matrices: QR of a Gaussian matrix with the signs of R taken out (Mezzadri 2007)."""
-    q: Tensor
-    q, r = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
-    return q.mul_(r.diagonal().sign())
 
 
 def _along_first(grid: Tensor, factors: Tensor) -> Tensor:
