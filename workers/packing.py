@@ -3,7 +3,8 @@
 Codes lie packed in int32 as compressed-tensors' `pack-quantized` has them (codes shifted to signed, 32 // bits to a
 word: 3 bits take 3.2 on disk), with scale [out, groups] and the zero point packed along rows. Where that format has no
 words for a linear (a rotated basis, a grid without a zero, a real zero point, kept columns or entries), what else is
-needed lies beside them, and the checkpoint says so (`Layout.is_common`).
+needed lies beside them, and the checkpoint says so (`Layout.is_common`). Codes of vectors lie as they are, in int16 and
+uint8 [out, in / 8], with one scale.
 """
 
 import importlib
@@ -26,7 +27,10 @@ from conf.schema import (
     RmsClip,
     SchemeConf,
     UniformScheme,
+    VectorCodebookScheme,
 )
+from workers.methods import codebook
+from workers.methods.codebook import CodebookParams
 from workers.methods.grid import GridScheme, Params, QuantParams, is_symmetric, scale_dtype
 from workers.methods.incohere.basis import Basis
 from workers.methods.keep.columns import KeptColumns
@@ -36,6 +40,7 @@ from workers.methods.registry import stage_module
 from workers.methods.rotate.hadamard import intermediate_basis
 
 PACKED = "weight_packed"
+_STAGE_NAMES = (PACKED, "weight_packed_residual")
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,8 @@ class Layout:
 
 def layout_of(method: MethodConf, scheme: SchemeConf) -> Layout:
     """The layout that a method's linears need."""
-    return Layout(scheme, isinstance(method.clip, RmsClip), intermediate_basis(method), method.keep)
+    mid_rise = isinstance(method.clip, RmsClip) and isinstance(scheme, UniformScheme)
+    return Layout(scheme, mid_rise, intermediate_basis(method), method.keep)
 
 
 def pack(linear: QuantizedLinear, layout: Layout) -> dict[str, Tensor]:
@@ -90,6 +96,8 @@ def _pack_params(codes: Tensor, params: Params, layout: Layout) -> dict[str, Ten
         }
     if isinstance(params, MaskedParams):
         return _pack_masked(codes, params)
+    if isinstance(params, CodebookParams):
+        return _pack_vectors(codes, params)
     assert isinstance(params, QuantParams)
     return _pack_uniform(codes, params, layout)
 
@@ -102,6 +110,8 @@ def _unpack_params(tensors: Mapping[str, Tensor], layout: Layout, shape: torch.S
         return codes, KeptColumns(rest, tensors["weight_kept_columns"].long(), kept)
     if isinstance(layout.keep, MaskKeep):
         return _unpack_masked(tensors, layout.keep, shape)
+    if isinstance(layout.scheme, VectorCodebookScheme):
+        return _unpack_vectors(tensors, layout.scheme.bits)
     return _unpack_uniform(tensors, layout, shape)
 
 
@@ -141,25 +151,42 @@ def _unpack_uniform(tensors: Mapping[str, Tensor], layout: Layout, shape: torch.
 
 def _pack_masked(codes: Tensor, params: MaskedParams) -> dict[str, Tensor]:
     """One bit for each entry, what the salient ones have instead in row-major order, and the mask."""
-    grids = (params.low, params.high)
     return {
-        PACKED: _to_words(codes.masked_fill(params.mask, 0), params.low.bits),
+        PACKED: _to_words(codes.masked_fill(params.mask, 0), 1),
         "weight_shape": torch.tensor(codes.shape),
         "weight_mask": _to_words(params.mask, 1),
         "weight_salient": codes[params.mask],
-        "weight_scale": torch.cat([grid.scale for grid in grids], 1).half(),
-        "weight_zero_point": torch.cat([grid.zero_point for grid in grids], 1).half(),
+        "weight_mean": params.mean.half(),
+        "weight_spread": params.spread.half(),
+        "weight_scale": params.high.scale.half(),
+        "weight_zero_point": params.high.zero_point.to(torch.uint8),
     }
 
 
 def _unpack_masked(tensors: Mapping[str, Tensor], keep: MaskKeep, shape: torch.Size) -> tuple[Tensor, MaskedParams]:
     codes, mask = _from_words(tensors[PACKED], 1, shape), _from_words(tensors["weight_mask"], 1, shape).bool()
     codes[mask] = tensors["weight_salient"]
-    scales, zeros = tensors["weight_scale"].float(), tensors["weight_zero_point"].float()
-    low, high = (
-        QuantParams(scales[:, i : i + 1], zeros[:, i : i + 1], bits, None) for i, bits in enumerate((1, keep.bits))
-    )
-    return codes, MaskedParams(mask, low, high)
+    high = QuantParams(tensors["weight_scale"].float(), tensors["weight_zero_point"].float(), keep.bits, None)
+    return codes, MaskedParams(mask, tensors["weight_mean"].float(), tensors["weight_spread"].float(), high)
+
+
+def _pack_vectors(codes: Tensor, params: CodebookParams) -> dict[str, Tensor]:
+    """Each stage's codes [out, in / 8]: 16 bits from -2^15 up, or 8 bits from 0."""
+    stages = codebook.STAGES[params.bits]
+    tensors = {
+        name: code.to(torch.uint8) if stage.bits == 8 else (code - (1 << 15)).to(torch.int16)
+        for name, stage, code in zip(_STAGE_NAMES, stages, codes.unbind(-1), strict=False)
+    }
+    shape = torch.tensor([codes.shape[0], codes.shape[1] * params.vector_size])
+    return tensors | {"weight_shape": shape, "weight_scale": params.scale.half()}
+
+
+def _unpack_vectors(tensors: Mapping[str, Tensor], bits: int) -> tuple[Tensor, CodebookParams]:
+    codes = [tensors[name].int() for name in _STAGE_NAMES[: len(codebook.STAGES[bits])]]
+    codes = [
+        code + (1 << 15) if stage.bits == 16 else code for stage, code in zip(codebook.STAGES[bits], codes, strict=True)
+    ]
+    return torch.stack(codes, -1), CodebookParams(tensors["weight_scale"].float(), bits)
 
 
 def _to_words(codes: Tensor, bits: int, packed_dim: int = 1) -> Tensor:

@@ -1,5 +1,6 @@
 """QuIP's diagonal rescale of a linear's inputs, before a basis spreads what is left (Chee et al. 2023)."""
 
+import torch
 from torch import Tensor
 
 SMALLEST = 1e-8  # of the largest entry of H; of the energy of a column of W; of d
@@ -13,7 +14,8 @@ def rescale_of(weight: Tensor, hessian: Tensor | None) -> Tensor:
     """
     if hessian is None:
         raise ValueError("QuIP's rescale needs a Hessian")
-    diagonal = (hessian.diagonal() / hessian.abs().max()).clamp(min=SMALLEST)
+    diagonal = hessian.diagonal() / hessian.abs().max().clamp(min=torch.finfo(hessian.dtype).tiny)
+    diagonal = diagonal.clamp(min=SMALLEST)
     energy = weight.square().sum(0).clamp(min=SMALLEST)
     logarithm = (diagonal.log() - energy.log()) / 4
     return (logarithm - logarithm.mean()).exp().clamp(min=SMALLEST).half().float()

@@ -10,34 +10,39 @@ from conf.schema import MaskKeep, MinmaxClip, SchemeConf, UniformScheme
 from workers.methods.accounting import salient_fraction
 from workers.methods.clip import minmax
 from workers.methods.factor import factor_damped
-from workers.methods.grid import SMALLEST_SCALE, FitGrid, LoopGrid, QuantParams, on_integers
+from workers.methods.grid import SMALLEST_SCALE, FitGrid, LoopGrid, QuantParams
 from workers.methods.round.rounded import Rounded
 from workers.methods.statistics import Statistics
 
 
 @dataclass(frozen=True)
 class MaskedParams:
-    """mask: [out, in], true where `high` holds and false where `low` does. Both have one grid for each row."""
+    """mask: [out, in], true where `high` holds, a grid for each row. Elsewhere the levels are the row's mean -+ spread.
+
+    mean, spread: [out, 1] float32, exactly what float16 holds.
+    """
 
     mask: Tensor
-    low: QuantParams
+    mean: Tensor
+    spread: Tensor
     high: QuantParams
 
     def nearest(self, weight: Tensor) -> Tensor:
         """[out, in] -> [out, in] uint8."""
-        return torch.where(self.mask, self.high.nearest(weight), self.low.nearest(weight))
+        return torch.where(self.mask, self.high.nearest(weight), (weight > self.mean).byte())
 
     def values(self, codes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """[out, in] uint8 -> [out, in] of `dtype`."""
-        return torch.where(self.mask, self.high.values(codes, dtype), self.low.values(codes, dtype))
+        low = self.mean.to(dtype) + self.spread.to(dtype) * (2 * codes.to(dtype) - 1)
+        return torch.where(self.mask, self.high.values(codes, dtype), low)
 
     def for_loop(self, weight: Tensor) -> LoopGrid:
-        """Every entry a group of its own."""
-        scale = torch.where(self.mask, self.high.scale, self.low.scale)
-        zero_point = torch.where(self.mask, self.high.zero_point, self.low.zero_point)
-        moved, integral = on_integers(weight, QuantParams(scale, zero_point, self.high.bits, group_size=1))
-        largest = torch.where(self.mask, self.high.max_code, self.low.max_code)
-        return LoopGrid(moved, scale, integral.zero_point, torch.arange(weight.shape[1]), largest)
+        """Every entry a group of its own; those of one bit are moved so that their lower level is zero."""
+        moved = torch.where(self.mask, weight, weight - (self.mean - self.spread).to(weight.dtype))
+        scale = torch.where(self.mask, self.high.scale, (2 * self.spread).clamp(min=SMALLEST_SCALE))
+        zero_point = torch.where(self.mask, self.high.zero_point, 0)
+        largest = torch.where(self.mask, self.high.max_code, 1)
+        return LoopGrid(moved, scale, zero_point, torch.arange(weight.shape[1], device=weight.device), largest)
 
 
 def round_rest(
@@ -59,7 +64,7 @@ def round_rest(
 
     def fit_both(columns: Tensor) -> MaskedParams:
         high = minmax.fit_grid(columns.masked_fill(~mask, 0), MinmaxClip(), UniformScheme(bits=keep.bits))
-        return MaskedParams(mask, _binary(columns, ~mask), high)
+        return MaskedParams(mask, *_levels(columns, ~mask), high)
 
     return rounding(weight, statistics, fit_both)
 
@@ -76,11 +81,9 @@ def _mask(weight: Tensor, statistics: Statistics, keep: MaskKeep, fraction: floa
     return mask.reshape(weight.shape)
 
 
-def _binary(weight: Tensor, where: Tensor) -> QuantParams:
-    """One bit for each entry of `where`, one grid for each row; stored as float16."""
+def _levels(weight: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and mean distance from it of the entries of `where`, for each row: [out, 1]."""
     count = where.sum(1, keepdim=True).clamp(min=1)
-    mean = (weight * where).sum(1, keepdim=True) / count
+    mean = ((weight * where).sum(1, keepdim=True) / count).half().to(weight.dtype)
     spread = ((weight - mean).abs() * where).sum(1, keepdim=True) / count
-    scale = (2 * spread).clamp(min=SMALLEST_SCALE).half().float()
-    zero_point = (0.5 - mean / scale).half().float()
-    return QuantParams(scale, zero_point, bits=1, group_size=None)
+    return mean.float(), spread.half().float()
