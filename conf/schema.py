@@ -220,9 +220,12 @@ class SearchClip(ClipConf):
 
 @dataclass
 class RmsClip(ClipConf):
-    """QuIP's grid: one scale for the matrix, `constant` x RMS; searched by proxy loss when `candidates` is given."""
+    """QuIP's grid: one scale for the matrix, `constant` x RMS; searched by proxy loss when `candidates` is given.
 
-    constant: float = 2.4
+    constant: null is QuIP's 2.4, and for a codebook of vectors (whose unit it is times the RMS) QuIP#'s.
+    """
+
+    constant: Optional[float] = None
     candidates: list[float] = field(default_factory=list)
 
 

@@ -23,6 +23,7 @@ from conf.schema import (
     ShapeConf,
     SuiteConf,
     UniformScheme,
+    VectorCodebookScheme,
 )
 from orchestrator import cell as identity
 from orchestrator.cell import Cell, CellStatus, Engine
@@ -30,7 +31,7 @@ from orchestrator.cluster import device
 from orchestrator.engine_choice import DTYPES, ENGINES, choose_engine, require
 from orchestrator.models import ResolvedModel, resolve_model, tokenizer_file
 from orchestrator.paths import local_path
-from orchestrator.shapes import group_size_problem, head_dim
+from orchestrator.shapes import codebook_problem, group_size_problem, head_dim
 from orchestrator.support import illegal, support
 from orchestrator.sweep import Point, Sweep
 from orchestrator.texts import check_calibration, check_suite, resolve_text
@@ -168,6 +169,9 @@ class _Resolver:
 
     def _check(self, config: CellConf, model: ResolvedModel, calibration: TextRef, texts: dict[str, TextRef]) -> None:
         problems = illegal(config)
+        if isinstance(config.scheme, VectorCodebookScheme):
+            problem = codebook_problem(model.ref.architecture, model.shape)
+            problems += [problem] if problem else []
         if not isinstance(config.scheme, FloatScheme) and (config.scheme.group_size or 0) > 0:
             problem = group_size_problem(model.ref.architecture, model.shape, config.scheme.group_size)
             problems += [problem] if problem else []

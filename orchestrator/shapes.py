@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from conf.errors import ConfigError
 from conf.schema import ShapeConf
+from workers.methods.accounting import VECTOR_SIZE
 
 
 @dataclass(frozen=True)
@@ -210,6 +211,18 @@ def head_dim(shape: ShapeConf) -> int:
 def group_inputs(linears: Sequence[LinearShape]) -> list[LinearShape]:
     """One linear for each distinct input of a block: the inputs whose Hessians are accumulated."""
     return list({linear.group: linear for linear in linears}.values())
+
+
+def codebook_problem(architecture: str, shape: ShapeConf) -> str | None:
+    """Why a model's linears cannot be coded as vectors of neighbouring weights, or null."""
+    for index, _ in block_kinds(architecture, shape):
+        for x in block_linears(architecture, shape, index):
+            if x.in_features % VECTOR_SIZE:
+                return (
+                    f"scheme=vector_codebook codes {VECTOR_SIZE} columns together, which do not divide the "
+                    f"{x.in_features} inputs of {x.name}; set scheme=uniform"
+                )
+    return None
 
 
 def group_size_problem(architecture: str, shape: ShapeConf, group_size: int | None) -> str | None:

@@ -233,6 +233,13 @@ def test_a_group_size_of_a_method_that_is_not_built_is_no_refusal(mine: list[str
     assert cell.support is CellStatus.NOT_IMPLEMENTED
 
 
+def test_columns_that_fill_no_vector_are_refused_by_the_plan(mine: list[str], tmp_path: Path) -> None:
+    assert cells(changed(mine, "method=quip_sharp"))[0].support is None
+    write_checkpoint(tmp_path / "narrow", intermediate_size=100)
+    said = refusal(changed(mine, "method=quip_sharp", "model.repo=./narrow"))
+    assert "codes 8 columns together, which do not divide the 100 inputs of mlp.down_proj" in said
+
+
 def test_an_architecture_without_a_table_is_not_implemented(mine: list[str], tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "other", model_type="mamba", state_size=8, conv_kernel=4, time_step_rank=4)
     (cell,) = cells(changed(mine, "model.repo=./other"))

@@ -20,6 +20,7 @@ from conf.schema import (
 
 SCALE_BITS = {"float16": 16, "float32": 32}
 FLOAT_BITS, INDEX_BITS = 16, 16  # of a weight that is kept, a scale, a real zero point; of a column's number
+VECTOR_SIZE = 8  # neighbouring weights that a codebook of vectors codes together
 RESCALE_BITS, SEED_BITS = 16, 64  # of an incoherent basis: one for each input, and what its factors are drawn from
 
 

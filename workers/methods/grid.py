@@ -50,6 +50,15 @@ class ColumnParams(Params, Protocol):
         """The grid under the weights [out, in] of the same rounding problem."""
 
 
+@runtime_checkable
+class VectorParams(Params, Protocol):
+    """Params with one code, or several, for so many neighbouring columns together, wherever these are."""
+
+    @property
+    def vector_size(self) -> int:
+        """How many columns."""
+
+
 @dataclass(frozen=True)
 class QuantParams:
     """The grids of one linear, or of some of its columns: one for each output row and group of input columns.

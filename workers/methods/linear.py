@@ -110,7 +110,7 @@ def _round(
     if basis is not None:
         weight = basis.of_weight(weight)
         statistics = basis.of_statistics(statistics)
-    clips = rms.variants(method.clip) if isinstance(method.clip, RmsClip) else [method.clip]
+    clips = rms.variants(method.clip, scheme) if isinstance(method.clip, RmsClip) else [method.clip]
     tried = [(clip, _keep_and_round(weight, statistics, replace(method, clip=clip), scheme)) for clip in clips]
     if len(tried) == 1:
         return tried[0]
@@ -146,7 +146,7 @@ def _module(stage: Any) -> Any:
 def _applied(method: MethodConf, clip: ClipConf, rounded: Rounded) -> str:
     """The stages that ran; of a searched constant, what was found."""
     incohere = "" if isinstance(method.incohere, NoIncohere) else f"incohere={_basis_name(method.incohere)} "
-    found = f"({clip.constant:g})" if isinstance(clip, RmsClip) else ""
+    found = f"({clip.constant:.3g})" if isinstance(clip, RmsClip) else ""
     keep = "" if isinstance(method.keep, NoKeep) else f"keep={_name(method.keep)} "
     return f"{incohere}{keep}clip={_name(clip)}{found} round={rounded.stage}"
 

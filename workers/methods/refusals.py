@@ -18,12 +18,16 @@ from conf.schema import (
     MinmaxClip,
     MixedScheme,
     MseClip,
+    NearestRound,
     NoKeep,
+    NoScale,
+    NoTune,
     RandomRotate,
     RealZeroScheme,
     RmsClip,
     SchemeConf,
     UniformScheme,
+    VectorCodebookScheme,
 )
 from workers.methods.accounting import SCALE_BITS, salient_fraction
 from workers.methods.registry import SLOTS, is_baseline
@@ -32,6 +36,7 @@ INPUTS = ("quantized", "original")
 SALIENCIES = ("hessian", "magnitude")
 ON_FAILURE = ("fail", "diagonal")
 SIDES = ("both", "input")
+CODEBOOKS, CODEBOOK_BITS = ("e8p",), (2, 3, 4)
 
 
 def refusals(method: MethodConf, scheme: SchemeConf) -> list[str]:
@@ -73,6 +78,29 @@ def _mixed(scheme: MixedScheme, method: MethodConf, _: SchemeConf) -> list[str]:
     if scheme.group_size is not None:
         reasons.append(f"scheme.group_size={scheme.group_size}: scheme=mixed has one grid of each kind for a row; null")
     return reasons
+
+
+def _codebook(scheme: VectorCodebookScheme, method: MethodConf, _: SchemeConf) -> list[str]:
+    reasons = []
+    if scheme.codebook not in CODEBOOKS:
+        reasons.append(f"scheme.codebook={scheme.codebook}: one of {', '.join(CODEBOOKS)}")
+    if scheme.bits not in CODEBOOK_BITS:
+        reasons.append(f"scheme.bits={scheme.bits}: e8p has {', '.join(map(str, CODEBOOK_BITS))} bits")
+    if scheme.group_size is not None:
+        reasons.append(f"scheme.group_size={scheme.group_size}: scheme=vector_codebook has one scale a matrix; null")
+    for slot, (allowed, names) in _WITH_CODEBOOK.items():
+        if not isinstance(getattr(method, slot), allowed):
+            reasons.append(f"method.{slot}: it needs integer codes, scheme=vector_codebook has none; set {names}")
+    return reasons
+
+
+_WITH_CODEBOOK: dict[str, tuple[tuple[type[Any], ...], str]] = {
+    "scale": ((NoScale,), "none"),
+    "keep": ((NoKeep,), "none"),
+    "clip": ((RmsClip,), "rms"),
+    "tune": ((NoTune,), "none"),
+    "round": ((NearestRound, LdlqRound), "nearest or ldlq"),
+}
 
 
 # --- rotate, incohere, keep ------------------------------------------------------------------------------------------
@@ -142,7 +170,7 @@ def _rms(clip: RmsClip, _: MethodConf, scheme: SchemeConf) -> list[str]:
     reasons = [
         f"method.clip.{key}: {value} times the RMS is no range; must be positive"
         for key, value in (("constant", clip.constant), *(("candidates", c) for c in clip.candidates))
-        if value <= 0
+        if value is not None and value <= 0
     ]
     if isinstance(scheme, RealZeroScheme):
         reasons.append("method.clip=rms: its grid leaves no zero point to be fitted; set scheme=uniform")
@@ -217,6 +245,7 @@ _RULES: Mapping[type[Any], Callable[..., list[str]]] = {
     UniformScheme: _uniform,
     RealZeroScheme: _codes,
     MixedScheme: _mixed,
+    VectorCodebookScheme: _codebook,
     HadamardRotate: _rotate,
     RandomRotate: _rotate,
     KroneckerIncohere: _kronecker,

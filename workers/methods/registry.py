@@ -38,6 +38,7 @@ from conf.schema import (
     SearchClip,
     SmoothScale,
     UniformScheme,
+    VectorCodebookScheme,
 )
 
 
@@ -88,7 +89,9 @@ STAGES: dict[type[Any], Stage] = {
     HqqRound: Stage("workers.methods.round.hqq", recipe=1),
 }
 
-SCHEMES: frozenset[type[SchemeConf]] = frozenset({FloatScheme, UniformScheme, RealZeroScheme, MixedScheme})
+SCHEMES: frozenset[type[SchemeConf]] = frozenset(
+    {FloatScheme, UniformScheme, RealZeroScheme, MixedScheme, VectorCodebookScheme}
+)
 
 SLOTS = ("rotate", "scale", "incohere", "keep", "clip", "tune", "round")  # ordered by scope, as in MethodConf
 

@@ -6,13 +6,16 @@ from conf.schema import (
     ClipConf,
     FloatScheme,
     GptqRound,
+    LdlqRound,
     MethodConf,
     MinmaxClip,
     MseClip,
     NearestRound,
+    RmsClip,
     RoundConf,
     SchemeConf,
     UniformScheme,
+    VectorCodebookScheme,
 )
 from workers.methods.refusals import refusals
 
@@ -29,6 +32,8 @@ def _method(stage: RoundConf, clip: ClipConf | None = None) -> MethodConf:
         (_method(GptqRound()), UniformScheme(bits=4, group_size=64, symmetric=True)),
         (_method(GptqRound(act_order=False, static_groups=False)), UniformScheme(bits=4, group_size=64)),
         (_method(GptqRound(static_groups=False)), UniformScheme(bits=4)),
+        (_method(LdlqRound(), clip=RmsClip()), VectorCodebookScheme(bits=3)),
+        (_method(NearestRound(), clip=RmsClip(constant=0.9)), VectorCodebookScheme(bits=4)),
         (_method(GptqRound(), clip=MseClip()), UniformScheme(bits=3, scale_dtype="float32")),
     ],
 )
@@ -49,6 +54,12 @@ def test_ordinary_settings_are_accepted(method: MethodConf, scheme: SchemeConf) 
         (_method(GptqRound(block_size=0)), UniformScheme(bits=4), "method.round.block_size"),
         (_method(GptqRound(on_failure="ignore")), UniformScheme(bits=4), "method.round.on_failure"),
         (_method(GptqRound(static_groups=False)), UniformScheme(bits=4, group_size=64), "method.round.act_order"),
+        (_method(NearestRound(), clip=RmsClip(constant=0.0)), UniformScheme(bits=4), "method.clip.constant"),
+        (_method(LdlqRound(), clip=RmsClip()), VectorCodebookScheme(bits=5), "scheme.bits=5: e8p has 2, 3, 4"),
+        (_method(LdlqRound(), clip=RmsClip()), VectorCodebookScheme(bits=2, group_size=8), "scheme.group_size=8"),
+        (_method(LdlqRound(), clip=RmsClip()), VectorCodebookScheme(bits=2, codebook="d4"), "scheme.codebook=d4"),
+        (_method(GptqRound(), clip=RmsClip()), VectorCodebookScheme(bits=2), "method.round"),
+        (_method(LdlqRound()), VectorCodebookScheme(bits=2), "method.clip"),
     ],
 )
 def test_refusal_names_the_key(method: MethodConf, scheme: SchemeConf, key: str) -> None:

@@ -1,17 +1,23 @@
 """LDLQ, QuIP's rounding: GPTQ's recursion from the last column to the first, then greedy passes (Chee et al. 2023)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from conf.schema import LdlqRound, SchemeConf
 from kernels.coordinate_descent import improve_columns
 from workers.methods.errors import IndefiniteHessianError
-from workers.methods.factor import damp, factor_damped
-from workers.methods.grid import ColumnParams, FitGrid
+from workers.methods.factor import Factor, damp, factor_damped
+from workers.methods.grid import ColumnParams, FitGrid, Params, VectorParams
 from workers.methods.round.columns import round_in_order
 from workers.methods.round.gptq import nearest_instead
 from workers.methods.round.rounded import Rounded
+from workers.methods.round.vectors import feedback_of_vectors, improve_vectors, round_vectors
 from workers.methods.statistics import Statistics
+
+Improve = Callable[[Tensor], Tensor]
+"""Codes to codes with a loss that is no larger."""
 
 
 def round_weight(weight: Tensor, statistics: Statistics, conf: LdlqRound, scheme: SchemeConf, fit: FitGrid) -> Rounded:
@@ -23,7 +29,6 @@ def round_weight(weight: Tensor, statistics: Statistics, conf: LdlqRound, scheme
     hessian = statistics.hessian
     if hessian is None:
         raise ValueError("LDLQ needs a Hessian")
-    order = torch.arange(weight.shape[1] - 1, -1, -1, device=weight.device)
     try:
         factor = factor_damped(hessian.flip(0, 1), conf.damping)
     except IndefiniteHessianError as error:
@@ -32,18 +37,24 @@ def round_weight(weight: Tensor, statistics: Statistics, conf: LdlqRound, scheme
         return nearest_instead(weight, statistics, conf, scheme, fit, error)
     alive = weight.masked_fill(hessian.diagonal() == 0, 0)
     params = fit(alive)
-    assert isinstance(params, ColumnParams)
-    codes = round_in_order(alive, order, factor.feedback, params, conf.block_size)
-    codes = _greedy(alive, codes, damp(hessian, factor.damping), params, conf)
+    rounding = _by_vectors if isinstance(params, VectorParams) else _by_columns
+    codes, improve = rounding(alive, factor, damp(hessian, factor.damping), params, conf.block_size)
+    codes = _greedy(codes, improve, conf.greedy_passes)
     raised = f"damping {factor.damping:g} instead of {conf.damping:g}" if factor.retries else None
     return Rounded(codes, params, "ldlq", factor.damping, factor.retries, raised)
 
 
-def _greedy(weight: Tensor, codes: Tensor, hessian: Tensor, params: ColumnParams, conf: LdlqRound) -> Tensor:
-    """At most `greedy_passes` passes; none after one that changed nothing."""
+def _by_columns(
+    weight: Tensor, flipped: Factor, hessian: Tensor, params: Params, block_size: int
+) -> tuple[Tensor, Improve]:
+    """Codes of the recursion, and a greedy pass."""
+    assert isinstance(params, ColumnParams)
+    order = torch.arange(weight.shape[1] - 1, -1, -1, device=weight.device)
+    codes = round_in_order(weight, order, flipped.feedback, params, block_size)
     grid = params.for_loop(weight)
-    for _ in range(conf.greedy_passes):
-        improved = improve_columns(
+
+    def improve(codes: Tensor) -> Tensor:
+        return improve_columns(
             grid.weight,
             codes,
             hessian,
@@ -51,8 +62,27 @@ def _greedy(weight: Tensor, codes: Tensor, hessian: Tensor, params: ColumnParams
             grid.zero_point,
             grid.group_of_column,
             max_code=grid.max_code,
-            block_size=conf.block_size,
+            block_size=block_size,
         )
+
+    return codes, improve
+
+
+def _by_vectors(
+    weight: Tensor, flipped: Factor, hessian: Tensor, params: Params, block_size: int
+) -> tuple[Tensor, Improve]:
+    """The same with the columns of each vector at once."""
+    assert isinstance(params, VectorParams)
+    size = params.vector_size
+    feedback = feedback_of_vectors(flipped.feedback.flip(0, 1), size)
+    codes = round_vectors(weight, feedback, params, size, block_size)
+    return codes, lambda codes: improve_vectors(weight, codes, hessian, params, size, block_size)
+
+
+def _greedy(codes: Tensor, improve: Improve, passes: int) -> Tensor:
+    """At most so many passes; none after one that changed nothing."""
+    for _ in range(passes):
+        improved = improve(codes)
         if torch.equal(improved, codes):
             break
         codes = improved
