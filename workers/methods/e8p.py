@@ -56,7 +56,8 @@ def nearest(points: Tensor) -> Tensor:
 
 
 def _nearest(points: Tensor) -> Tensor:
-    (low, low_error), (high, high_error) = (_nearest_unshifted(points - s) for s in (-SHIFT, SHIFT))
+    code, error = _nearest_unshifted(torch.cat([points + SHIFT, points - SHIFT]))
+    (low, high), (low_error, high_error) = code.chunk(2), error.chunk(2)
     return torch.where(high_error < low_error, high << 1 | 1, low << 1)
 
 
