@@ -126,15 +126,15 @@ def split_groups(weight: Tensor, group_size: int | None) -> Tensor:
 def group_ranges(weight: Tensor, scheme: GridScheme) -> tuple[Tensor, Tensor]:
     """Lowest and highest value each group must represent, both [out, groups]; zero always lies between them.
 
-    Symmetric: mirrored around zero. A group of zeros gets (-1, 1), so that its scale is not zero.
+    Symmetric: mirrored around zero. A group of zeros gets (-1, 1), so that its scale is not zero. Differentiable.
     """
     groups = split_groups(weight, scheme.group_size)
-    low, high = groups.amin(-1).clamp_(max=0), groups.amax(-1).clamp_(min=0)
+    low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
     if is_symmetric(scheme):
         high = torch.maximum(high, -low)
         low = -high
     empty = low == high
-    return low.masked_fill_(empty, -1), high.masked_fill_(empty, 1)
+    return low.masked_fill(empty, -1), high.masked_fill(empty, 1)
 
 
 def params_for_ranges(low: Tensor, high: Tensor, scheme: GridScheme) -> QuantParams:
@@ -187,11 +187,16 @@ def on_integers(weight: Tensor, params: QuantParams) -> tuple[Tensor, QuantParam
     return moved.reshape(weight.shape), replace(params, zero_point=whole)
 
 
-def quantize(weight: Tensor, params: QuantParams) -> Tensor:
-    """Nearest codes, halves to even: [out, in] float32 or float64 -> [out, in] uint8."""
+def quantize(weight: Tensor, params: QuantParams, offset: Tensor | None = None) -> Tensor:
+    """Nearest codes, halves to even: [out, in] float32 or float64 -> [out, in] uint8.
+
+    offset: [out, in], in steps, added to the weights first.
+    """
     moved, integral = on_integers(weight, params)
-    groups = moved.reshape(*params.scale.shape, -1)
-    codes = (groups / _column(params.scale, weight)).round_().add_(_column(integral.zero_point, weight))
+    steps = moved.reshape(*params.scale.shape, -1) / _column(params.scale, weight)
+    if offset is not None:
+        steps.add_(offset.reshape(steps.shape))
+    codes = steps.round_().add_(_column(integral.zero_point, weight))
     return codes.clamp_(0, params.max_code).to(torch.uint8).reshape(weight.shape)
 
 

@@ -84,7 +84,7 @@ def quantize_linear(
         bits_per_weight=bits_per_weight(method, scheme, *weight.shape),
         damping=rounded.damping,
         damping_retries=rounded.damping_retries,
-        degraded=rounded.degraded,
+        degraded=_degraded(statistics, rounded),
         proxy_loss=loss,
         relative_proxy_loss=relative,
     )
@@ -149,6 +149,11 @@ def _applied(method: MethodConf, clip: ClipConf, rounded: Rounded) -> str:
     found = f"({clip.constant:.3g})" if isinstance(clip, RmsClip) else ""
     keep = "" if isinstance(method.keep, NoKeep) else f"keep={_name(method.keep)} "
     return f"{incohere}{keep}clip={_name(clip)}{found} round={rounded.stage}"
+
+
+def _degraded(statistics: Statistics, rounded: Rounded) -> str | None:
+    untrained = None if statistics.learned is None else statistics.learned.degraded
+    return "; ".join(filter(None, (untrained, rounded.degraded))) or None
 
 
 def _basis_name(incohere: IncohereConf) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from conf.schema import (
+    BlockTune,
     ColumnsKeep,
     FloatScheme,
     GptaqRound,
@@ -13,12 +14,15 @@ from conf.schema import (
     HqqRound,
     KroneckerIncohere,
     LdlqRound,
+    LearnedClip,
+    LearnedScale,
     MaskKeep,
     MethodConf,
     MinmaxClip,
     MixedScheme,
     MseClip,
     NearestRound,
+    NoIncohere,
     NoKeep,
     NoScale,
     NoTune,
@@ -35,6 +39,11 @@ from workers.methods.registry import SLOTS, is_baseline
 INPUTS = ("quantized", "original")
 SALIENCIES = ("hessian", "magnitude")
 ON_FAILURE = ("fail", "diagonal")
+LEARNABLE = ("clip", "scale", "rounding")
+OPTIMIZERS = ("adamw", "signsgd")
+LOSSES = ("mse", "mse_cosine")  # of workers.methods.tune.loss
+CLIP_FORMS = ("sigmoid", "direct")
+SCALE_STARTS = ("smooth", "log")
 SIDES = ("both", "input")
 CODEBOOKS, CODEBOOK_BITS = ("e8p",), (2, 3, 4)
 
@@ -182,6 +191,95 @@ def _rms(clip: RmsClip, _: MethodConf, scheme: SchemeConf) -> list[str]:
     return reasons
 
 
+# --- what is learned -------------------------------------------------------------------------------------------------
+
+
+def _learned_scale(scale: LearnedScale, method: MethodConf, _: SchemeConf) -> list[str]:
+    reasons = _rate("method.scale", scale.learning_rate)
+    if scale.init not in SCALE_STARTS:
+        reasons.append(f"method.scale.init={scale.init}: one of {', '.join(SCALE_STARTS)}")
+    if not 0 <= scale.alpha <= 1:
+        reasons.append(f"method.scale.alpha={scale.alpha}: 0 to 1")
+    return reasons + _untrained("scale", method)
+
+
+def _learned_clip(clip: LearnedClip, method: MethodConf, _: SchemeConf) -> list[str]:
+    reasons = _rate("method.clip", clip.learning_rate)
+    if clip.form not in CLIP_FORMS:
+        reasons.append(f"method.clip.form={clip.form}: one of {', '.join(CLIP_FORMS)}")
+    elif clip.form == "direct" and not 0 <= clip.init <= 1:
+        reasons.append(f"method.clip.init={clip.init}: with method.clip.form=direct a factor, so 0 to 1")
+    return reasons + _untrained("clip", method)
+
+
+def _untrained(slot: str, method: MethodConf) -> list[str]:
+    if isinstance(method.tune, BlockTune) and slot in method.tune.learns:
+        return []
+    return [f"method.{slot}=learned is trained by slot tune; set method.tune=block and name {slot} in its learns"]
+
+
+def _block_tune(tune: BlockTune, method: MethodConf, scheme: SchemeConf) -> list[str]:
+    return [*_learns(tune, method), *_training(tune), *_tuned_rounding(method, scheme)]
+
+
+def _learns(tune: BlockTune, method: MethodConf) -> list[str]:
+    reasons = [
+        f"method.tune.learns: {word}: of {', '.join(LEARNABLE)}" for word in tune.learns if word not in LEARNABLE
+    ]
+    if not tune.learns:
+        reasons.append(f"method.tune.learns is empty; name some of {', '.join(LEARNABLE)}, or set method.tune=none")
+    for slot, cls in (("clip", LearnedClip), ("scale", LearnedScale)):
+        if slot in tune.learns and not isinstance(getattr(method, slot), cls):
+            reasons.append(f"method.tune.learns: {slot}: needs method.{slot}=learned, which applies what is found")
+    if "rounding" in tune.learns and not isinstance(method.round, NearestRound):
+        reasons.append("method.tune.learns: rounding: only method.round=nearest keeps the offsets that are found")
+    return reasons
+
+
+def _training(tune: BlockTune) -> list[str]:
+    reasons = [
+        f"method.tune.{key}={value}: one of {', '.join(words)}"
+        for key, value, words in (("optimizer", tune.optimizer, OPTIMIZERS), ("loss", tune.loss, LOSSES))
+        if value not in words
+    ]
+    for key, value in (("epochs", tune.epochs), ("iterations", tune.iterations)):
+        if value < 0:
+            reasons.append(f"method.tune.{key}={value}: at least 0")
+    if tune.epochs > 0 and tune.iterations > 0:
+        reasons.append(
+            f"method.tune.epochs={tune.epochs} and iterations={tune.iterations}: one of them says how long; set the "
+            "other to 0"
+        )
+    if tune.batch_size < 1:
+        reasons.append(f"method.tune.batch_size={tune.batch_size}: at least 1 window")
+    return reasons + _rate("method.tune", tune.learning_rate)
+
+
+def _tuned_rounding(method: MethodConf, scheme: SchemeConf) -> list[str]:
+    """Training rounds as the last stages will; what they do beside it would be news to the parameters."""
+    reasons = []
+    if not isinstance(scheme, UniformScheme):
+        reasons.append(f"method.tune=block trains integer grids, not {type(scheme).__name__}; set scheme=uniform")
+    if not isinstance(method.clip, LearnedClip | MinmaxClip):
+        reasons.append("method.tune=block trains on whole ranges or learned ones; set method.clip=minmax or learned")
+    if not isinstance(method.keep, NoKeep):
+        reasons.append("method.tune=block has no rule for kept columns or entries; set method.keep=none")
+    turned = isinstance(method.rotate, HadamardRotate) and method.rotate.intermediate
+    if turned or not isinstance(method.incohere, NoIncohere):
+        key = "method.rotate.intermediate=false" if turned else "method.incohere=none"
+        reasons.append(f"method.tune=block trains each linear in its own basis and rounding would turn it; set {key}")
+    if isinstance(method.round, GptqRound) and not method.round.static_groups:
+        reasons.append(
+            "method.round.static_groups=false fits grids to compensated weights, not to those that were trained; set "
+            "it to true"
+        )
+    return reasons
+
+
+def _rate(slot: str, rate: float | None) -> list[str]:
+    return [f"{slot}.learning_rate={rate}: must be positive"] if rate is not None and rate <= 0 else []
+
+
 # --- round -----------------------------------------------------------------------------------------------------------
 
 
@@ -254,6 +352,9 @@ _RULES: Mapping[type[Any], Callable[..., list[str]]] = {
     MaskKeep: _mask,
     MseClip: _mse,
     RmsClip: _rms,
+    LearnedScale: _learned_scale,
+    LearnedClip: _learned_clip,
+    BlockTune: _block_tune,
     LdlqRound: _ldlq,
     GptqRound: _gptq,
     GptaqRound: _gptaq,
