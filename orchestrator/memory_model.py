@@ -125,7 +125,7 @@ def needs_hessian(method: MethodConf) -> bool:
     """Whether some slot reads H = X^T X."""
     return (
         isinstance(method.round, GptqRound | LdlqRound | GptaqRound)
-        or (isinstance(method.incohere, KroneckerIncohere | HadamardIncohere) and method.incohere.rescale)
+        or isinstance(method.incohere, KroneckerIncohere | HadamardIncohere)
         or isinstance(method.keep, ColumnsKeep)
         or (isinstance(method.keep, MaskKeep) and method.keep.saliency == "hessian")
         or (isinstance(method.clip, RmsClip) and bool(method.clip.candidates))

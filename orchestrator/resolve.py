@@ -31,6 +31,7 @@ from orchestrator.cluster import device
 from orchestrator.engine_choice import DTYPES, ENGINES, choose_engine, require
 from orchestrator.models import ResolvedModel, resolve_model, tokenizer_file
 from orchestrator.paths import local_path
+from orchestrator.rotations import rotation_problems
 from orchestrator.shapes import codebook_problem, group_size_problem, head_dim
 from orchestrator.support import illegal, support
 from orchestrator.sweep import Point, Sweep
@@ -168,7 +169,7 @@ class _Resolver:
         return texts
 
     def _check(self, config: CellConf, model: ResolvedModel, calibration: TextRef, texts: dict[str, TextRef]) -> None:
-        problems = illegal(config)
+        problems = illegal(config) + rotation_problems(model.ref.architecture, model.shape, config.method)
         if isinstance(config.scheme, VectorCodebookScheme):
             problem = codebook_problem(model.ref.architecture, model.shape)
             problems += [problem] if problem else []

@@ -185,6 +185,13 @@ def test_values_are_checked_for_methods_that_are_not_built_too(mine: list[str], 
     assert change in refusal(changed(mine, "method=awq", change))
 
 
+def test_a_size_without_a_hadamard_matrix_is_refused(mine: list[str], tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "odd", intermediate_size=92)
+    odd = changed(mine, "model.repo=./odd", "method=quarot")
+    assert "an intermediate of 92: no Hadamard matrix of size 92 can be made" in refusal(odd)
+    cells(changed(odd, "method.rotate.intermediate=false"))
+
+
 def test_a_text_shorter_than_a_window_is_refused(mine: list[str], tmp_path: Path) -> None:
     short = write_text(tmp_path / "short.txt", 30)  # and one that a tokenizer may set before them
     said = refusal(changed(mine, "suite.path=short.txt"))

@@ -15,9 +15,11 @@ from conf.schema import (
     CalibrationConf,
     FloatScheme,
     GptqRound,
+    HadamardRotate,
     KroneckerIncohere,
     LdlqRound,
     MethodConf,
+    MseClip,
     NearestRound,
     NoRound,
     NumericsConf,
@@ -38,6 +40,8 @@ METHODS = {
     "rtn": MethodConf("rtn", "baseline", round=NearestRound()),
     "gptq": MethodConf("gptq", "compensation", round=GptqRound()),
     "quip": MethodConf("quip", "rotation", incohere=KroneckerIncohere(), clip=RmsClip(), round=LdlqRound()),
+    "quarot": MethodConf("quarot", "rotation", rotate=HadamardRotate(), round=NearestRound()),
+    "quarot_gptq": MethodConf("quarot_gptq", "combination", rotate=HadamardRotate(), clip=MseClip(), round=GptqRound()),
 }
 
 
