@@ -36,9 +36,9 @@ class Rotation:
     ) -> None:
         """Raises BadInputError for a size that cannot be rotated."""
         self._conf, self._architecture, self._head_dim, self._seed = conf, architecture, head_dim, seed
-        folds = isinstance(conf, HadamardRotate | RandomRotate)
-        self._residual = self._draw(hidden_size, "residual") if folds and conf.residual else None
-        self._heads = folds and conf.heads
+        folded = conf if isinstance(conf, HadamardRotate | RandomRotate) else None
+        self._residual = self._draw(hidden_size, "residual") if folded and folded.residual else None
+        self._heads = folded is not None and folded.heads
         if self._heads:
             self._draw(head_dim, "heads")  # a size that has none is better known now than after the first block
 

@@ -137,7 +137,7 @@ def test_23_a_basis_comes_back_from_its_seed() -> None:
     weight, _ = _problem()
     conf = HadamardIncohere()
     drawn, other = (make_basis(weight, None, conf, seed) for seed in (1, 2))
-    again = draw_basis(*weight.shape, conf, drawn.seed, None)
+    again = draw_basis(weight.shape[0], weight.shape[1], conf, drawn.seed, None)
     assert torch.equal(drawn.of_weight(weight), again.of_weight(weight))
     assert not torch.allclose(drawn.of_weight(weight), other.of_weight(weight))
 
