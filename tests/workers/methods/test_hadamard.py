@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from conf.schema import HadamardIncohere
+from conf.schema import GptqRound, HadamardIncohere, MethodConf, UniformScheme
 from workers.methods import orders
 from workers.methods.errors import MethodError
 from workers.methods.hadamard import SignedHadamard, draw_signed, hadamard_matrix
 from workers.methods.incohere.hadamard import draw_basis, make_basis
+from workers.methods.refusals import refusals
 from workers.methods.rotate import hadamard, random
 
 # K of sizes of real models; 1 is Sylvester's alone.
@@ -154,6 +155,11 @@ def test_one_outlier_is_spread_over_the_whole_matrix() -> None:
 def test_a_rescale_without_a_hessian_is_refused() -> None:
     with pytest.raises(ValueError, match="needs a Hessian"):
         make_basis(torch.ones(4, 4), None, HadamardIncohere(rescale=True), seed=0)
+
+
+def test_a_side_that_is_none_is_refused() -> None:
+    method = MethodConf("m", "rotation", incohere=HadamardIncohere(sides="left"), round=GptqRound())
+    assert refusals(method, UniformScheme(bits=3)) == ["method.incohere.sides=left: one of both, input"]
 
 
 @pytest.mark.parametrize("module", [hadamard, random])
