@@ -136,19 +136,24 @@ class _Training:
         self._generator = torch.Generator().manual_seed(seed)
         self._steps_per_pass = math.ceil(len(samples.inputs) / tune.batch_size)
         self.num_steps = tune.iterations or tune.epochs * self._steps_per_pass
+        self._judged = self._judged_batches()
         self._unreached = set(self._parameters)
         self._rate = 1.0  # of all learning rates
 
     def run(self) -> tuple[float, str | None]:
         """Train; returns how much of the initial loss is left, and why nothing was trained, or null."""
+        losses = self._judge()
+        self._judged = [batch for batch, loss in zip(self._judged, losses, strict=True) if math.isfinite(loss)]
+        first = math.fsum(filter(math.isfinite, losses))
+        if not self._judged:
+            return 1.0, "not trained: the loss is not finite before the first step"
         initial = self._snapshot()
-        first = self._judge()
         for _ in range(2):
             try:
                 best = self._attempt(first)
             except _DivergedError:
                 self._restore(initial)
-                log.warning("%s: training diverged; from the start at %g of the rates", self._where, self._rate)
+                log.warning("%s: training diverged; back to the start, rates at %g", self._where, self._rate)
             else:
                 return best / first if first else 1.0, None
         return 1.0, f"not trained: {2 * BAD_STEPS} steps had a loss or gradient that is not finite"
@@ -168,10 +173,16 @@ class _Training:
                 raise _DivergedError
             if not order or step + 1 == self.num_steps:
                 self._require_reached()
-                judged = self._judge()
+                judged = math.fsum(self._judge())
                 log.info(
                     "%s: step %d of %d: loss %.6g, judged %.6g",
-                    *(self._where, step + 1, self.num_steps, math.fsum(losses) / len(losses), judged),
+                    *(
+                        self._where,
+                        step + 1,
+                        self.num_steps,
+                        math.fsum(losses) / len(losses),
+                        judged / len(self._judged),
+                    ),
                 )
                 losses.clear()
                 if judged < best:
@@ -181,7 +192,7 @@ class _Training:
 
     def _optimizer(self) -> torch.optim.Optimizer:
         groups = [
-            {"params": [p.tensor], "base": 1 / self.num_steps if p.learning_rate is None else p.learning_rate}
+            {"params": [p.tensor], "base": 1 / max(self.num_steps, 1) if p.learning_rate is None else p.learning_rate}
             for p in self._parameters.values()
         ]
         if self._tune.optimizer == "signsgd":
@@ -191,8 +202,7 @@ class _Training:
     def _order(self) -> list[list[int]]:
         """The windows of every batch of one pass."""
         order: list[int] = torch.randperm(len(self._samples.inputs), generator=self._generator).tolist()
-        size = self._tune.batch_size
-        return [order[start : start + size] for start in range(0, len(order), size)]
+        return _batches(order, self._tune.batch_size)
 
     def _step(self, windows: list[int], optimizer: torch.optim.Optimizer, step: int) -> float:
         """One step down; where loss or gradient is not finite it is not taken and halves the learning rates."""
@@ -224,13 +234,15 @@ class _Training:
         return torch.stack([rows[i] for i in windows]).to(self._device, torch.float32)
 
     @torch.no_grad()
-    def _judge(self) -> float:
-        """The mean loss of the judged windows with the parameters as they are."""
+    def _judge(self) -> list[float]:
+        """The loss of each judged batch with the parameters as they are."""
+        state = self._block.state()
+        return [float(self._loss_of(batch, state)) for batch in self._judged]
+
+    def _judged_batches(self) -> list[list[int]]:
         count = len(self._samples.inputs)
         windows = [i * count // JUDGED for i in range(JUDGED)] if count > JUDGED else list(range(count))
-        state, size = self._block.state(), self._tune.batch_size
-        batches = [windows[start : start + size] for start in range(0, len(windows), size)]
-        return math.fsum(float(self._loss_of(batch, state)) * len(batch) for batch in batches) / len(windows)
+        return _batches(windows, self._tune.batch_size)
 
     def _require_reached(self) -> None:
         for linear, part in self._unreached:
@@ -262,6 +274,10 @@ def train(
     learned = {name: replace(linear.learned(), degraded=degraded) for name, linear in block.linears.items()}
     scales = [(group, scale.detach().clone()) for group, scale in block.scales()]
     return Tuned(learned, scales, f"tune=block({left:.3g})")
+
+
+def _batches(windows: list[int], size: int) -> list[list[int]]:
+    return [windows[start : start + size] for start in range(0, len(windows), size)]
 
 
 def _grad(parameter: Parameter) -> Tensor:

@@ -37,7 +37,8 @@ SCHEMES = {
 
 
 def tuned(clip: ClipConf, *learns: str, stage: RoundConf | None = None) -> MethodConf:
-    return MethodConf("m", "optimization", clip=clip, tune=BlockTune(learns=list(learns)), round=stage or NearestRound())
+    tune = BlockTune(learns=list(learns))
+    return MethodConf("m", "optimization", clip=clip, tune=tune, round=stage or NearestRound())
 
 
 DIRECT = LearnedClip(form="direct", init=1.0)
@@ -107,7 +108,7 @@ def test_gptq_on_learned_ranges_of_one_is_gptq() -> None:
 
 
 def test_a_learned_clip_without_anything_learned_is_refused() -> None:
-    with pytest.raises(ValueError, match="method.tune=block"):
+    with pytest.raises(ValueError, match=r"method\.tune=block"):
         learned_clip.fit_grid(random(2, 8), LearnedClip(), SCHEMES["rows"], Statistics())
 
 
