@@ -20,6 +20,7 @@ FUNCTION_OF_SLOT = {
     schema.IncohereConf: "make_basis",
     schema.KeepConf: "round_rest",
     schema.ClipConf: "fit_grid",
+    schema.TuneConf: "TunedLinear",
     schema.RoundConf: "round_weight",
 }
 
