@@ -181,17 +181,17 @@ def quantize_memory(
     compute = DTYPE_BYTES[numerics.dtype]
     weights = max(sum(x.num_weights for x in block) for block in blocks)
     block_size = weights + max(block_rest(architecture, shape, index) for index in kinds)
-    batch, copies = 1, 1
+    batch, width = 1, compute
     if isinstance(method.tune, BlockTune):
-        batch, copies = method.tune.batch_size, 3  # autograd keeps what a plain forward drops
+        batch, width = method.tune.batch_size, 5  # float32, and a quarter more for gradients on their way
     features = max(sum(x.out_features * x.count * x.share for x in block) for block in blocks)
     window_tokens = batch * max(calibration.sequence_length, BATCH_TOKENS)
     return QuantizeMemory(
         block=max(block_size, shape.vocab_size * shape.hidden_size) * compute,
         hessians=_hessian_bytes(blocks, method),
         solver=_solver_bytes(blocks, method),
-        training=_training_bytes(weights, method),
-        window=window_tokens * copies * math.ceil(6 * shape.hidden_size + 2 * features) * compute,
+        training=_training_bytes(weights, method, compute),
+        window=window_tokens * math.ceil(6 * shape.hidden_size + 2 * features) * width,
         activations=_activation_bytes(shape, method, calibration),
         read=block_size * DTYPE_BYTES[shape.torch_dtype],
     )
@@ -213,11 +213,16 @@ def _solver_bytes(blocks: list[tuple[LinearShape, ...]], method: MethodConf) -> 
     return max(4 * x.in_features * (3 * x.out_features + factors * x.in_features) for block in blocks for x in block)
 
 
-def _training_bytes(num_weights: int, method: MethodConf) -> int:
-    """float32 fake-quantized weights and their gradient; a learned rounding adds its offsets and their gradient."""
+def _training_bytes(num_weights: int, method: MethodConf, compute: int) -> int:
+    """float32: what the weights are rounded to, its gradient, two factors that autograd keeps of each, and themselves.
+
+    The latter unless that is what they are computed in. A learned rounding adds its offsets, their gradient, and two
+    copies of them to go back to.
+    """
     if not isinstance(method.tune, BlockTune):
         return 0
-    return (4 if "rounding" in method.tune.learns else 2) * 4 * num_weights
+    tensors = 4 + (compute != 4) + (4 if "rounding" in method.tune.learns else 0)
+    return tensors * 4 * num_weights
 
 
 def _activation_bytes(shape: ShapeConf, method: MethodConf, calibration: CalibrationConf) -> int:
