@@ -208,7 +208,7 @@ class _Training:
         """One step down; where loss or gradient is not finite it is not taken and halves the learning rates."""
         optimizer.zero_grad()
         loss = self._loss_of(windows, self._block.state())
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if not torch.isfinite(loss + sum(_grad(p).sum() for p in self._parameters.values())):
             self._rate /= 2
             return math.nan

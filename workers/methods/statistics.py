@@ -10,7 +10,7 @@ class Learned:
     """What training the block found for one linear; null: not learned.
 
     low, high: [out, groups], what is left of the lower and of the upper end of each range. offset: [out, in], added to
-    the weights before they are rounded, in steps of their grid. degraded: why these are but the initial values, or null.
+    the weights before they are rounded, in steps of their grid. degraded: why these are the initial values, or null.
     """
 
     low: Tensor | None = None

@@ -145,7 +145,7 @@ def test_slopes_are_those_of_straight_through_rounding(scheme: UniformScheme) ->
             scale, zero_point = grid_for_ranges(inputs[1], inputs[2], scheme)
             values = fake_quantize(inputs[0], scale, zero_point, inputs[3], 2**scheme.bits - 1)
         else:
-            values = by_autograd(*inputs, scheme)
+            values = by_autograd(inputs[0], inputs[1], inputs[2], inputs[3], scheme)
         return list(torch.autograd.grad((values * towards).sum(), inputs))
 
     codes = quantize(weight, params_for_ranges(low, high, scheme), offset)

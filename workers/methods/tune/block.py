@@ -56,10 +56,12 @@ class TunedLinear:
     def learned(self) -> Learned:
         """What rounding takes over, as tensors of its own."""
         found = self._factors()
-        return Learned(*(None if end is None else end.clone() for end in (found.low, found.high, found.offset)))
+        low, high, offset = (None if kept is None else kept.clone() for kept in (found.low, found.high, found.offset))
+        return Learned(low, high, offset)
 
     def _factors(self) -> Learned:
-        tensors = {name: parameter.tensor for name, parameter in self.parameters.items()}
-        if isinstance(self._clip, LearnedClip):
-            tensors |= {end: learned_clip.factors(tensors[end], self._clip) for end in ("low", "high")}
-        return Learned(**tensors)
+        offset = self.parameters["offset"].tensor if "offset" in self.parameters else None
+        if not isinstance(self._clip, LearnedClip):
+            return Learned(offset=offset)
+        low, high = (learned_clip.factors(self.parameters[end].tensor, self._clip) for end in ("low", "high"))
+        return Learned(low, high, offset)

@@ -38,7 +38,7 @@ class _Grid(torch.autograd.Function):
         return params.scale, params.zero_point
 
     @staticmethod
-    def backward(ctx: Any, scale_grad: Tensor, zero_grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, scale_grad: Tensor, zero_grad: Tensor) -> tuple[Tensor, Tensor, None]:
         """scale = (high - low) / steps; zero point = -low / scale, or a constant of symmetric grids."""
         low, scale = ctx.saved_tensors
         low_grad = torch.zeros_like(low) if ctx.symmetric else -zero_grad / scale
@@ -65,7 +65,7 @@ class _FakeQuantize(torch.autograd.Function):
         return (centred * step).reshape(weight.shape)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         slope, outside, scale = ctx.saved_tensors
         weight_needed, scale_needed, zero_needed, offset_needed, _ = ctx.needs_input_grad
         groups = grad.reshape(outside.shape)
