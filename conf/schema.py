@@ -128,7 +128,8 @@ class SmoothScale(ScaleConf):
 class LearnedScale(ScaleConf):
     """OmniQuant's learnable equivalent transformation; trained by slot tune.
 
-    init: where a scale starts, smooth (SmoothQuant's closed form with exponent alpha) or log (a / log2(2 + a), a = max|x|).
+    init: where a scale starts, smooth (SmoothQuant's closed form with exponent alpha) or log (a / log2(2 + a) with
+    a = max|x|).
     """
 
     alpha: float = 0.5
@@ -345,7 +346,8 @@ class HqqRound(RoundConf):
 
 @dataclass
 class MethodConf:
-    """A composition of stages. `published` lists the overrides of the method's own recipe (lane=published).
+    """A composition of stages. `published` lists the overrides of the method's own recipe (lane=published), and
+    `published_at` those it has for some bits beside them, by scheme.bits.
 
     inputs: what a block's statistics are taken on, its inputs as the quantized blocks before it make them, or as the
     original ones do.
@@ -354,6 +356,7 @@ class MethodConf:
     name: str = MISSING
     category: str = MISSING  # baseline | compensation | rotation | salience | optimization | combination
     published: list[str] = field(default_factory=list)
+    published_at: dict[str, list[str]] = field(default_factory=dict)
     inputs: str = "quantized"  # quantized | original
     rotate: RotateConf = field(default_factory=NoRotate)
     scale: ScaleConf = field(default_factory=NoScale)

@@ -107,7 +107,7 @@ def key_of(payload: Any) -> str:
 def quantize_payload(config: CellConf, model: ModelRef, calibration_text: TextRef) -> dict[str, Any]:
     """What decides a checkpoint's numbers."""
     method = plain(config.method)
-    slots = {k: v for k, v in method.items() if k not in ("kind", "name", "category", "published")}
+    slots = {k: v for k, v in method.items() if k not in ("kind", "name", "category", "published", "published_at")}
     architecture = ARCHITECTURES.get(model.architecture)
     return {
         "model": {"fingerprint": model.fingerprint, "tokenizer": model.tokenizer},

@@ -16,7 +16,7 @@ from typing import Any
 from conf import register
 from conf.errors import ConfigError
 from conf.register import Choice, Composed
-from conf.schema import CellConf, ClusterConf, FloatScheme, RootConf, TrackingConf
+from conf.schema import CellConf, ClusterConf, FloatScheme, MethodConf, RootConf, TrackingConf
 from orchestrator.execution import check_execution
 from workers.redaction import Redactor
 
@@ -138,14 +138,18 @@ def _points(
 def _point(nodes: _Nodes, fixed: dict[str, str], assignment: dict[str, str]) -> Point:
     overrides = {k: assignment.get(k, fixed.get(k, "")) for k in sorted({*fixed, *assignment}, key=_composition_order)}
     if nodes.get("lane", overrides).published:
-        recipe = register.parse(nodes.get("method", overrides).published)
-        overrides = _merged(recipe, overrides)
+        overrides = _merged(_recipe(nodes.get("method", overrides), overrides.get("scheme.bits")), overrides)
     overrides = nodes.with_scheme(overrides)
     if isinstance(nodes.get("scheme", {"scheme": overrides["scheme"]} if "scheme" in overrides else {}), FloatScheme):
         # a 16-bit baseline has no grid: axes over bits and groups collapse on it
         overrides = {k: v for k, v in overrides.items() if not k.startswith("scheme.")}
         assignment = {k: v for k, v in assignment.items() if not k.startswith("scheme.")}
     return Point(CellConf(**{node: nodes.get(node, overrides) for node in NODES}), assignment)
+
+
+def _recipe(method: MethodConf, bits: str | None) -> list[Choice]:
+    """What the method's authors set, at these bits if they set more for them."""
+    return register.parse(method.published) + register.parse(method.published_at.get(bits or "", []))
 
 
 def _merged(recipe: list[Choice], overrides: dict[str, str]) -> dict[str, str]:

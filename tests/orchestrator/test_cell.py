@@ -52,6 +52,7 @@ NO_IDENTITY = {
     "method.name",
     "method.category",
     "method.published",
+    "method.published_at",
     "calibration.name",
     "calibration.path",
     "calibration.source",  # enters with the resolved text, below
@@ -95,6 +96,8 @@ def another(value: Any) -> Any:
             return 7
         case [] | [*_]:
             return [*value, "x"]
+        case {}:
+            return {**value, "2": ["x"]}
     raise TypeError(f"no other value than {value!r}")
 
 

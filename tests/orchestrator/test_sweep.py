@@ -97,8 +97,16 @@ SAMPLE: dict[str, tuple[list[str], list[list[str]]]] = {
                 "lane=published",
                 "calibration=wikitext2",
                 "scheme.symmetric=true",
+                "method.round.act_order=false",
                 "scheme.bits=4",
             ]
+        ],
+    ),
+    "a published recipe with more at some bits": (
+        ["experiment=paper", "model=llama2-7b", "method=omniquant", "bits=2,3", "lane=published", "seed=5"],
+        [
+            ["model=llama2-7b", "method=omniquant", "lane=published", "calibration=wikitext2", *more, "seed=5"]
+            for more in (["scheme.bits=2", "method.tune.epochs=40", "method.tune.aug_loss=true"], ["scheme.bits=3"])
         ],
     ),
     "a published recipe that a user changes": (
