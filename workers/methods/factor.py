@@ -33,12 +33,16 @@ def factor_damped(hessian: Tensor, damping: float) -> Factor:
     """
     sound, mean = _sound(hessian)
     if mean > 0:
+        diagonal = sound.diagonal().clone()
         for retries, step in enumerate(DAMPING_STEPS):
-            found = unit_upper_factor(_damped(sound, step * damping * mean))
+            sound.diagonal().copy_(diagonal + step * damping * mean)
+            found = unit_upper_factor(sound)
             if found is not None:
                 return Factor(*found, step * damping, retries)
         step, retries = DAMPING_STEPS[-1], len(DAMPING_STEPS) - 1
-        found = unit_upper_factor(_damped(sound.double(), step * damping * mean))
+        sound, diagonal = sound.double(), diagonal.double()
+        sound.diagonal().copy_(diagonal + step * damping * mean)
+        found = unit_upper_factor(sound)
         if found is not None:
             feedback, pivots = (part.to(hessian.dtype) for part in found)
             return Factor(feedback, pivots, step * damping, retries)
@@ -51,7 +55,8 @@ def factor_damped(hessian: Tensor, damping: float) -> Factor:
 def damp(hessian: Tensor, damping: float) -> Tensor:
     """The matrix that `factor_damped` factors: symmetric, dead diagonal entries the live mean, damping added."""
     sound, mean = _sound(hessian)
-    return _damped(sound, damping * mean)
+    sound.diagonal().add_(damping * mean)
+    return sound
 
 
 def _sound(hessian: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,8 +72,3 @@ def _sound(hessian: Tensor) -> tuple[Tensor, Tensor]:
     sound.diagonal()[~live] = mean
     return sound, mean
 
-
-def _damped(hessian: Tensor, addend: Tensor) -> Tensor:
-    damped = hessian.clone()
-    damped.diagonal().add_(addend)
-    return damped
