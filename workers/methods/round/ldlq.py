@@ -8,7 +8,7 @@ from torch import Tensor
 from conf.schema import LdlqRound, SchemeConf
 from kernels.coordinate_descent import improve_columns
 from workers.methods.errors import IndefiniteHessianError
-from workers.methods.factor import Factor, damp, factor_damped
+from workers.methods.factor import damp, factor_damped
 from workers.methods.grid import ColumnParams, FitGrid, Params, VectorParams
 from workers.methods.round.columns import round_in_order
 from workers.methods.round.gptq import nearest_instead
@@ -16,8 +16,8 @@ from workers.methods.round.rounded import Rounded
 from workers.methods.round.vectors import feedback_of_vectors, improve_vectors, round_vectors
 from workers.methods.statistics import Statistics
 
-Improve = Callable[[Tensor], Tensor]
-"""Codes to codes with a loss that is no larger."""
+Improve = Callable[[Tensor, Tensor], Tensor]
+"""Codes, and the Hessian -> codes with a loss that is no larger."""
 
 
 def round_weight(weight: Tensor, statistics: Statistics, conf: LdlqRound, scheme: SchemeConf, fit: FitGrid) -> Rounded:
@@ -37,23 +37,22 @@ def round_weight(weight: Tensor, statistics: Statistics, conf: LdlqRound, scheme
         return nearest_instead(weight, statistics, conf, scheme, fit, error)
     alive = weight.masked_fill(hessian.diagonal() == 0, 0)
     params = fit(alive)
-    rounding = _by_vectors if isinstance(params, VectorParams) else _by_columns
-    codes, improve = rounding(alive, factor, damp(hessian, factor.damping), params, conf.block_size)
-    codes = _greedy(codes, improve, conf.greedy_passes)
+    by = _by_vectors if isinstance(params, VectorParams) else _by_columns
+    codes, improve = by(alive, factor.feedback, params, conf.block_size)
+    if conf.greedy_passes:
+        codes = _greedy(codes, improve, damp(hessian, factor.damping), conf.greedy_passes)
     raised = f"damping {factor.damping:g} instead of {conf.damping:g}" if factor.retries else None
     return Rounded(codes, params, "ldlq", factor.damping, factor.retries, raised)
 
 
-def _by_columns(
-    weight: Tensor, flipped: Factor, hessian: Tensor, params: Params, block_size: int
-) -> tuple[Tensor, Improve]:
-    """Codes of the recursion, and a greedy pass."""
+def _by_columns(weight: Tensor, flipped: Tensor, params: Params, block_size: int) -> tuple[Tensor, Improve]:
+    """Codes of the recursion, and a greedy pass. flipped: the factor of the Hessian with its columns reversed."""
     assert isinstance(params, ColumnParams)
     order = torch.arange(weight.shape[1] - 1, -1, -1, device=weight.device)
-    codes = round_in_order(weight, order, flipped.feedback, params, block_size)
+    codes = round_in_order(weight, order, flipped, params, block_size)
     grid = params.for_loop(weight)
 
-    def improve(codes: Tensor) -> Tensor:
+    def improve(codes: Tensor, hessian: Tensor) -> Tensor:
         return improve_columns(
             grid.weight,
             codes,
@@ -68,21 +67,22 @@ def _by_columns(
     return codes, improve
 
 
-def _by_vectors(
-    weight: Tensor, flipped: Factor, hessian: Tensor, params: Params, block_size: int
-) -> tuple[Tensor, Improve]:
+def _by_vectors(weight: Tensor, flipped: Tensor, params: Params, block_size: int) -> tuple[Tensor, Improve]:
     """The same with the columns of each vector at once."""
     assert isinstance(params, VectorParams)
     size = params.vector_size
-    feedback = feedback_of_vectors(flipped.feedback.flip(0, 1), size)
-    codes = round_vectors(weight, feedback, params, size, block_size)
-    return codes, lambda codes: improve_vectors(weight, codes, hessian, params, size, block_size)
+    codes = round_vectors(weight, feedback_of_vectors(flipped.flip(0, 1), size), params, size, block_size)
+
+    def improve(codes: Tensor, hessian: Tensor) -> Tensor:
+        return improve_vectors(weight, codes, hessian, params, size, block_size)
+
+    return codes, improve
 
 
-def _greedy(codes: Tensor, improve: Improve, passes: int) -> Tensor:
+def _greedy(codes: Tensor, improve: Improve, hessian: Tensor, passes: int) -> Tensor:
     """At most so many passes; none after one that changed nothing."""
     for _ in range(passes):
-        improved = improve(codes)
+        improved = improve(codes, hessian)
         if torch.equal(improved, codes):
             break
         codes = improved

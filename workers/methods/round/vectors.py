@@ -11,15 +11,16 @@ from workers.methods.grid import Params
 
 
 def feedback_of_vectors(feedback: Tensor, size: int) -> Tensor:
-    """L [in, in] of H = L D L^T, unit lower, D diagonal -> the same with D of `size` x `size` blocks.
+    """L [in, in] of H = L D L^T, unit lower -> the same with D of `size` x `size` blocks. Modified in place.
 
     Each panel of columns is multiplied by the inverse of its diagonal block, which becomes the identity.
     """
-    panels = feedback.unflatten(1, (-1, size))
     own = feedback.unflatten(0, (-1, size)).unflatten(2, (-1, size)).diagonal(dim1=0, dim2=2).movedim(-1, 0)
     one = torch.eye(size, dtype=feedback.dtype, device=feedback.device).expand_as(own)
     inverse = torch.linalg.solve_triangular(own, one, upper=False, unitriangular=True)
-    return torch.einsum("ikd,kde->ike", panels, inverse).flatten(1)
+    for panel, factor in zip(feedback.split(size, 1), inverse, strict=True):
+        panel.copy_(panel @ factor)
+    return feedback
 
 
 @full_float32()
