@@ -57,7 +57,7 @@ def test_a_head_that_comes_back_in_time_is_waited_for() -> None:
 def test_a_question_is_answered_or_fails_as_it_would_have() -> None:
     assert in_time(lambda: 7, 10.0) == 7
     with pytest.raises(KeyError, match="no such node"):
-        in_time(lambda: {}["no such node"], 10.0)
+        in_time(lambda: dict[str, int]()["no such node"], 10.0)
 
 
 def test_a_head_that_goes_down_in_the_middle_of_a_question_is_not_waited_for() -> None:
