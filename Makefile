@@ -41,7 +41,7 @@ ifdef ARGS
 	@$(PYTEST) $(ARGS)
 else
 	@OMP_NUM_THREADS=1 $(PYTEST) -m "not slow and not gpu" -n 2 --dist loadfile --maxfail 10
-	@$(PYTEST) -m "slow and not gpu" -n 2 --dist loadfile --maxfail 10
+	@$(PYTEST) -m "slow and not gpu" -n 2 --dist loadfile --maxfail 10 --durations 20
 endif
 
 lint: setup

@@ -18,7 +18,7 @@ from orchestrator.admission import Terms, read_lanes, refusals, survey
 from orchestrator.cluster import gpu_memories_gib
 from orchestrator.cost_model import assumed_node
 from orchestrator.events import End, EvaluateEnded, Node, QuantizeEnded
-from orchestrator.head import ClusterLostError, refuse_silence, require_head
+from orchestrator.head import ClusterLostError, in_time, refuse_silence, require_head
 from orchestrator.placement import Placement
 from orchestrator.shipping import PROJECT, inbound, outbound, runtime_environment
 from orchestrator.storage import lost, read_result
@@ -157,7 +157,12 @@ class RayScheduler:
         import ray
 
         self._require_cluster()
-        alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+        try:
+            nodes = in_time(ray.nodes, HEAD_SECONDS)
+        except ClusterLostError:
+            self._lost = True
+            raise
+        alive = {node["NodeID"]: node for node in nodes if node["Alive"]}
         if ray.get_runtime_context().get_node_id() not in alive:  # Ray then ends whatever this driver starts
             self._lost = True
             raise ClusterLostError(

@@ -1,6 +1,7 @@
 """What each verb does, from expansion to exit code."""
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -121,7 +122,8 @@ def ui(arguments: argparse.Namespace, console: Console) -> int:
     page = runs_page(sweep.tracking, results.results_root())
     console.print(f"MLflow UI: http://127.0.0.1:{arguments.port}{page}  (Ctrl-C ends it)", highlight=False)
     command = [sys.executable, "-W", "ignore", "-m", "mlflow", "ui", "--backend-store-uri", uri, "--workers", "1"]
-    return subprocess.call([*command, "--host", "127.0.0.1", "--port", str(arguments.port)])
+    without_jobs = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # nothing here asks for any
+    return subprocess.call([*command, "--host", "127.0.0.1", "--port", str(arguments.port)], env=without_jobs)
 
 
 def gc(arguments: argparse.Namespace, console: Console) -> int:

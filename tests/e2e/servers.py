@@ -46,7 +46,7 @@ class Server:
         log = (self._directory / "server.log").open("ab")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", "server", *options, *address],
-            env=ENVIRONMENT,
+            env=ENVIRONMENT | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # five processes that do nothing
             stdout=log,
             stderr=log,
             start_new_session=True,

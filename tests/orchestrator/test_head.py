@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from orchestrator.head import ClusterLostError, answers, refuse_silence, require_head
+from orchestrator.head import ClusterLostError, answers, in_time, refuse_silence, require_head
 
 
 def address_of(server: socket.socket) -> str:
@@ -52,3 +52,16 @@ def test_a_head_that_comes_back_in_time_is_waited_for() -> None:
     require_head(address, 30.0)
     thread.join()
     back[0].close()
+
+
+def test_a_question_is_answered_or_fails_as_it_would_have() -> None:
+    assert in_time(lambda: 7, 10.0) == 7
+    with pytest.raises(KeyError, match="no such node"):
+        in_time(lambda: dict[str, int]()["no such node"], 10.0)
+
+
+def test_a_head_that_goes_down_in_the_middle_of_a_question_is_not_waited_for() -> None:
+    never = threading.Event()
+    with pytest.raises(ClusterLostError, match=r"has not answered for 0 s; start the cluster again"):
+        in_time(never.wait, 0.05)
+    never.set()
