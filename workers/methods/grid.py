@@ -126,15 +126,15 @@ def split_groups(weight: Tensor, group_size: int | None) -> Tensor:
 def group_ranges(weight: Tensor, scheme: GridScheme) -> tuple[Tensor, Tensor]:
     """Lowest and highest value each group must represent, both [out, groups]; zero always lies between them.
 
-    Symmetric: mirrored around zero. A group of zeros gets (-1, 1), so that its scale is not zero. Differentiable.
+    Symmetric: mirrored around zero. A group of zeros gets (-1, 1), so that its scale is not zero.
     """
     groups = split_groups(weight, scheme.group_size)
-    low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
+    low, high = groups.amin(-1).clamp_(max=0), groups.amax(-1).clamp_(min=0)
     if is_symmetric(scheme):
         high = torch.maximum(high, -low)
         low = -high
     empty = low == high
-    return low.masked_fill(empty, -1), high.masked_fill(empty, 1)
+    return low.masked_fill_(empty, -1), high.masked_fill_(empty, 1)
 
 
 def params_for_ranges(low: Tensor, high: Tensor, scheme: GridScheme) -> QuantParams:

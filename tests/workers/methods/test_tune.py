@@ -25,7 +25,7 @@ from workers.methods.scale import smooth
 from workers.methods.scale.channels import Channels
 from workers.methods.statistics import Learned, Statistics
 from workers.methods.tune.block import TunedLinear
-from workers.methods.tune.fake_quantize import fake_quantize, grid_for_ranges
+from workers.methods.tune.fake_quantize import fake_quantize, grid_for_ranges, range_ends
 from workers.methods.tune.loss import mse, mse_cosine
 from workers.methods.tune.sign_sgd import SignSGD
 
@@ -154,18 +154,38 @@ def test_slopes_are_those_of_straight_through_rounding(scheme: UniformScheme) ->
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)  # scales and their gradients are float32
 
 
-def test_ranges_of_moved_weights_pass_gradients_on() -> None:
-    """With a learned channel scale the ends of the ranges move with it."""
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+def test_the_ends_of_ranges_move_with_the_weights_there(scheme: UniformScheme) -> None:
+    weight = random(6, 32)
+    weight[0] = 0  # a row without a range
+    weight[1] = weight[1].abs() + 1  # a row whose lower end is zero, where no weight is
+    towards = random(2, 6, 32 // (scheme.group_size or 32), seed=1)
+
+    def slopes(ours: bool) -> Tensor:
+        moved = weight.clone().requires_grad_()
+        if ours:
+            low, high = range_ends(moved, scheme)
+        else:
+            groups = moved.reshape(6, -1, scheme.group_size or 32)
+            low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
+            if scheme.symmetric:
+                high = torch.maximum(high, -low)
+                low = -high
+        ((low * towards[0] + high * towards[1])[1:]).sum().backward()
+        assert moved.grad is not None
+        return moved.grad
+
+    assert torch.equal(slopes(ours=True), slopes(ours=False))
+
+
+def test_learned_scales_reach_the_ranges() -> None:
     weight = random(6, 32).requires_grad_()
-    linear = TunedLinear(weight.detach(), DIRECT_ONLY, SCHEMES["groups"])
+    linear = TunedLinear(weight.detach(), tuned(DIRECT, "clip"), SCHEMES["groups"])
     linear.quantized(weight, moved=True).square().sum().backward()
     moved = weight.grad
     weight.grad = None
     linear.quantized(weight, moved=False).square().sum().backward()
     assert moved is not None and weight.grad is not None and not torch.equal(moved, weight.grad)
-
-
-DIRECT_ONLY = tuned(DIRECT, "clip")
 
 
 # --- losses, steps, starts -------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from conf.schema import BlockTune, LearnedClip, MethodConf, UniformScheme
 from workers.methods.clip import learned as learned_clip
 from workers.methods.grid import group_ranges
 from workers.methods.statistics import Learned
-from workers.methods.tune.fake_quantize import fake_quantize, grid_for_ranges
+from workers.methods.tune.fake_quantize import fake_quantize, grid_for_ranges, range_ends
 
 LARGEST_OFFSET = 0.5  # beyond half a step a weight would go to the level after the next
 
@@ -45,7 +45,7 @@ class TunedLinear:
 
         weight: [out, in] float32. moved: it is not the one given first, so that its ranges are other ones.
         """
-        low, high = group_ranges(weight, self._scheme) if moved else self._ranges
+        low, high = range_ends(weight, self._scheme) if moved else self._ranges
         learned = self._factors()
         if learned.low is not None and learned.high is not None:
             low, high = low * learned.low, high * learned.high

@@ -1,7 +1,8 @@
 """Rounding that lets gradients through: the numbers are those of `workers.methods.grid`, the slopes are chosen.
 
 Rounding, and storing a scale in its dtype, count as the identity where a gradient passes (straight-through); a clamped
-code stands still. Each function is one node of autograd, so that a step costs few passes over the weights.
+code stands still. Each function is one node of autograd, so that a step costs few passes over the weights. Masks are
+floats: on a processor a comparison into bools, and a product with them, take five times as long.
 """
 
 from typing import Any
@@ -10,7 +11,16 @@ import torch
 from torch import Tensor
 
 from conf.schema import UniformScheme
-from workers.methods.grid import is_symmetric, params_for_ranges
+from workers.methods.grid import group_ranges, is_symmetric, params_for_ranges, split_groups
+
+
+def range_ends(weight: Tensor, scheme: UniformScheme) -> tuple[Tensor, Tensor]:
+    """The lowest and highest values of `group_ranges`, [out, groups], differentiable in the weight [out, in].
+
+    Of several weights at an end, each moves it.
+    """
+    low, high = _Ends.apply(weight, scheme)  # type: ignore[no-untyped-call]
+    return low, high
 
 
 def grid_for_ranges(low: Tensor, high: Tensor, scheme: UniformScheme) -> tuple[Tensor, Tensor]:
@@ -27,6 +37,27 @@ def fake_quantize(weight: Tensor, scale: Tensor, zero_point: Tensor, offset: Ten
     """
     values: Tensor = _FakeQuantize.apply(weight, scale, zero_point, offset, max_code)  # type: ignore[no-untyped-call]
     return values
+
+
+class _Ends(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, scheme: UniformScheme) -> tuple[Tensor, Tensor]:
+        low, high = group_ranges(weight, scheme)
+        ctx.save_for_backward(weight, low, high)
+        ctx.scheme = scheme
+        return low, high
+
+    @staticmethod
+    def backward(ctx: Any, low_grad: Tensor, high_grad: Tensor) -> tuple[Tensor, None]:
+        weight, low, high = ctx.saved_tensors
+        groups = split_groups(weight, ctx.scheme.group_size)
+        if is_symmetric(ctx.scheme):
+            at_end = groups.abs().eq_(high.unsqueeze(-1)).mul_(groups.sign())
+            grad = at_end.mul_((high_grad - low_grad).unsqueeze(-1))
+        else:
+            at_low, at_high = groups.clone().eq_(low.unsqueeze(-1)), groups.clone().eq_(high.unsqueeze(-1))
+            grad = at_low.mul_(low_grad.unsqueeze(-1)).addcmul_(at_high, high_grad.unsqueeze(-1))
+        return grad.reshape(weight.shape), None
 
 
 class _Grid(torch.autograd.Function):
@@ -52,13 +83,13 @@ class _FakeQuantize(torch.autograd.Function):
     def forward(
         ctx: Any, weight: Tensor, scale: Tensor, zero_point: Tensor, offset: Tensor | None, max_code: int
     ) -> Tensor:
-        """Saved: how each value moves with its scale, and a float mask of the clamped (a bool one is slow on CPUs)."""
+        """Saved: how each value moves with its scale, and a mask of the clamped."""
         step, zero = scale.unsqueeze(-1), zero_point.unsqueeze(-1)
         position = weight.reshape(*scale.shape, -1) / step
         moved = position if offset is None else position + offset.reshape(position.shape)
         codes = torch.round(moved).add_(zero)
         clamped = codes.clamp(0, max_code)
-        outside = codes.sub_(clamped).abs_().clamp_(max=1)
+        outside = codes.ne_(clamped)
         centred = clamped.sub_(zero)
         slope = torch.addcmul(centred, position, outside).sub_(position)  # centred - position where nothing is clamped
         ctx.save_for_backward(slope, outside, scale)
