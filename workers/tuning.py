@@ -172,23 +172,24 @@ class _Training:
             if bad == BAD_STEPS:
                 raise _DivergedError
             if not order or step + 1 == self.num_steps:
-                self._require_reached()
                 judged = math.fsum(self._judge())
-                log.info(
-                    "%s: step %d of %d: loss %.6g, judged %.6g",
-                    *(
-                        self._where,
-                        step + 1,
-                        self.num_steps,
-                        math.fsum(losses) / len(losses),
-                        judged / len(self._judged),
-                    ),
-                )
+                self._report(step + 1, losses, judged / len(self._judged))
                 losses.clear()
                 if judged < best:
                     best, kept = judged, self._snapshot()
         self._restore(kept)
         return best
+
+    def _report(self, step: int, losses: list[float], judged: float) -> None:
+        """The end of a pass. Raises NumericalError when it has left a parameter alone."""
+        mean = math.fsum(losses) / len(losses)
+        log.info("%s: step %d of %d: loss %.6g, judged %.6g", self._where, step, self.num_steps, mean, judged)
+        if self._unreached and any(map(math.isfinite, losses)):
+            linear, part = min(self._unreached)
+            raise NumericalError(
+                f"no gradient reaches its learned {part}: does the block compute with this linear's weight at all?",
+                layer=f"{self._where}.{linear}",
+            )
 
     def _optimizer(self) -> torch.optim.Optimizer:
         groups = [
@@ -243,13 +244,6 @@ class _Training:
         count = len(self._samples.inputs)
         windows = [i * count // JUDGED for i in range(JUDGED)] if count > JUDGED else list(range(count))
         return _batches(windows, self._tune.batch_size)
-
-    def _require_reached(self) -> None:
-        for linear, part in self._unreached:
-            raise NumericalError(
-                f"no gradient reaches its learned {part}: does the block compute with this linear's weight at all?",
-                layer=f"{self._where}.{linear}",
-            )
 
     def _snapshot(self) -> list[Tensor]:
         return [parameter.tensor.detach().clone() for parameter in self._parameters.values()]

@@ -169,13 +169,13 @@ def test_23_the_same_seed_finds_the_same(problem: Problem) -> None:
 # --- what goes wrong -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "part"), [("omniquant", "low|high"), ("autoround", "low|high|offset")])
-def test_13_a_linear_that_no_gradient_reaches_is_named(name: str, part: str, problem: Problem) -> None:
+@pytest.mark.parametrize("name", ["omniquant", "autoround"])
+def test_13_a_linear_that_no_gradient_reaches_is_named(name: str, problem: Problem) -> None:
     """As where a fused kernel reads the original weights."""
     attention = problem.block.get_submodule("self_attn")
     weight = problem.block.get_parameter("self_attn.k_proj.weight").detach().clone()
     attention.k_proj.forward = lambda hidden: hidden @ weight.T  # type: ignore[union-attr]
-    with pytest.raises(NumericalError, match=f"learned ({part})") as caught:
+    with pytest.raises(NumericalError, match="learned high") as caught:
         problem.train(METHODS[name])
     assert caught.value.layer == "block.self_attn.k_proj"
 
