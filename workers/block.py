@@ -1,13 +1,15 @@
-"""One block, from the original to the quantized: rotate it, scale its groups, collect statistics, round its linears."""
+"""One block, from the original to the quantized: rotate, scale, train, collect statistics, round."""
 
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from conf.schema import MethodConf, MinmaxClip, NoScale, SearchClip
+from conf.schema import BlockTune, LearnedScale, MethodConf, MinmaxClip, NoScale, SearchClip, UniformScheme
 from workers.api import LayerReport, QuantizeRequest
 from workers.arch import LinearGroup
 from workers.errors import NumericalError
@@ -19,10 +21,11 @@ from workers.methods.rotate.hadamard import intermediate_basis
 from workers.methods.statistics import Statistics
 from workers.packing import layout_of, pack
 from workers.rotation import Rotation
-from workers.scaling import BlockScaling
+from workers.scaling import BlockScaling, fold
 from workers.seeds import seed_of
 from workers.statistics import GroupStatistics
 from workers.stream import BlockStream
+from workers.tuning import Samples, Tuned, TunedBlock, train
 
 
 @dataclass(frozen=True)
@@ -60,20 +63,82 @@ def quantize_block(
         return QuantizedBlock([], {})
     prefix = f"{stream.architecture.blocks}.{index}"
     rotation.turn_block(block, prefix)
-    if data.original and Need.CROSS_HESSIAN not in needs(request.method):
-        stream.run(block, data.original, data.kwargs, lambda _, output: data.original_outputs.append(output.cpu()))
-    scaled = _scale(request, stream, block, prefix, data.seen, data.kwargs)
-    statistics = _collect(request, stream, block, data)
+    scaling = _scaling(request, stream, block, data)
+    statistics = _observe(request.method, stream, block, data, scaling)
+    scaled, starts = _scale(request, stream, block, prefix, scaling, statistics)
+    tuned = _tune(request, stream, block, prefix, data, starts, statistics)
     reports: list[LayerReport] = []
     tensors: dict[str, Tensor] = {}
     for group in stream.architecture.groups:
         seen = statistics.take(group.name)
         for name in group.linears:
-            before = [rotation.words(group, name), scaled.get(group.name)]
-            report, packed = _quantize_one(request, block, index, prefix, group, name, seen, before)
+            before = [rotation.words(group, name), scaled.get(group.name), tuned.words]
+            known = replace(seen, learned=tuned.learned.get(name))
+            report, packed = _quantize_one(request, block, index, prefix, group, name, known, before)
             reports.append(report)
             tensors |= {f"{prefix}.{name}.{part}": tensor for part, tensor in packed.items()}
     return QuantizedBlock(reports, tensors | _others(stream, block, prefix))
+
+
+_COLLECTED = {Need.HESSIAN, Need.CROSS_HESSIAN, Need.INPUTS}
+
+Scales = list[tuple[LinearGroup, Tensor]]
+"""Channel scales [in] of groups, in the order in which they are folded."""
+
+
+def _scaling(request: QuantizeRequest, stream: BlockStream, block: nn.Module, data: BlockData) -> BlockScaling | None:
+    conf = request.method.scale
+    if isinstance(conf, NoScale):
+        return None
+    assert isinstance(request.scheme, GridScheme)
+    num_windows = sum(map(len, data.seen))
+    return BlockScaling(block, stream.architecture.groups, conf, request.scheme, stream.head_dim, num_windows)
+
+
+def _observe(
+    method: MethodConf, stream: BlockStream, block: nn.Module, data: BlockData, scaling: BlockScaling | None
+) -> GroupStatistics:
+    """What the calibration says of every group, before anything changes; and the outputs of the original stream.
+
+    Folds change a group's inputs by what is folded alone, so nothing has to be collected anew after them.
+    """
+    needed, groups = needs(method), stream.architecture.groups
+    statistics = GroupStatistics(groups, sample_every=_sample_every(method, data) if Need.INPUTS in needed else None)
+    firsts = [group.linears[0] for group in groups]
+
+    def keep(_: int, output: Tensor) -> None:
+        data.original_outputs.append(output.cpu())
+
+    @contextmanager
+    def watching() -> Iterator[None]:
+        with ExitStack() as stack:
+            if scaling is not None:
+                stack.enter_context(scaling.watching())
+            if needed & _COLLECTED:
+                stack.enter_context(statistics.watching(block))
+            yield
+
+    if Need.CROSS_HESSIAN in needed:
+        for inputs, original in zip(data.inputs, data.original, strict=True):
+            with statistics.recording(block):
+                stream.run(block, [original], data.kwargs, keep)
+            with watching():
+                stream.feed(block, [inputs], data.kwargs, firsts)
+    elif data.inputs:
+        stream.run(block, data.original, data.kwargs, keep)
+        if scaling is not None or needed & _COLLECTED:
+            with watching():
+                stream.feed(block, data.inputs, data.kwargs, firsts)
+    else:
+        with watching():
+            stream.run(block, data.original, data.kwargs, keep)
+    return statistics
+
+
+def _sample_every(method: MethodConf, data: BlockData) -> int:
+    """Of the calibration's tokens, one in so many for the clip."""
+    assert isinstance(method.clip, SearchClip)
+    return max(1, sum(batch.shape[0] * batch.shape[1] for batch in data.seen) // method.clip.num_tokens)
 
 
 def _scale(
@@ -81,43 +146,55 @@ def _scale(
     stream: BlockStream,
     block: nn.Module,
     prefix: str,
-    calibration: list[Tensor],
-    kwargs: dict[str, Any],
-) -> dict[str, str]:
-    """Fold the scales of slot scale; group -> what it got, in words."""
-    conf = request.method.scale
-    if isinstance(conf, NoScale):
-        return {}
-    assert isinstance(request.scheme, GridScheme)
-    head_dim = stream.head_dim
-    scaling = BlockScaling(block, stream.architecture.groups, conf, request.scheme, head_dim)
-    with scaling.watching():
-        stream.run(block, calibration, kwargs)
+    scaling: BlockScaling | None,
+    statistics: GroupStatistics,
+) -> tuple[dict[str, str], Scales]:
+    """Fold the scales of slot scale; group -> what it got, in words, and what is left to be learned, as it starts."""
+    if scaling is None:
+        return {}, []
     try:
-        return {scaled.group: scaled.words(conf) for scaled in scaling.fold()}
+        found = scaling.search(statistics)
+    except MethodError as error:
+        raise NumericalError(str(error), layer=prefix) from error
+    words = {report.group: report.words(request.method.scale) for _, _, report in found}
+    scales = [(group, scale) for group, scale, _ in found]
+    if isinstance(request.method.scale, LearnedScale):
+        return words, scales
+    _fold(block, scales, stream.head_dim, prefix, statistics)
+    return words, []
+
+
+def _fold(block: nn.Module, scales: Scales, head_dim: int, prefix: str, statistics: GroupStatistics) -> None:
+    try:
+        for group, scale in scales:
+            fold(block, group, scale, head_dim)
+            statistics.rescale(group.name, scale)
     except MethodError as error:
         raise NumericalError(str(error), layer=prefix) from error
 
 
-def _collect(request: QuantizeRequest, stream: BlockStream, block: nn.Module, data: BlockData) -> GroupStatistics:
-    """Statistics of every group; with a cross-Hessian, each batch runs in its original form first."""
-    needed, clip = needs(request.method), request.method.clip
-    sample_every = None
-    if Need.INPUTS in needed:
-        assert isinstance(clip, SearchClip)
-        num_tokens = sum(batch.shape[0] * batch.shape[1] for batch in data.seen)
-        sample_every = max(1, num_tokens // clip.num_tokens)
-    statistics = GroupStatistics(stream.architecture.groups, sample_every=sample_every)
-    if Need.CROSS_HESSIAN in needed:
-        for inputs, original in zip(data.inputs, data.original, strict=True):
-            with statistics.recording(block):
-                stream.run(block, [original], data.kwargs, lambda _, output: data.original_outputs.append(output.cpu()))
-            with statistics.watching(block):
-                stream.run(block, [inputs], data.kwargs)
-    elif needed & {Need.HESSIAN, Need.INPUTS}:
-        with statistics.watching(block):
-            stream.run(block, data.seen, data.kwargs)
-    return statistics
+def _tune(
+    request: QuantizeRequest,
+    stream: BlockStream,
+    block: nn.Module,
+    prefix: str,
+    data: BlockData,
+    starts: Scales,
+    statistics: GroupStatistics,
+) -> Tuned:
+    """Train what slot tune names, and fold the scales that were learned."""
+    tune = request.method.tune
+    if not isinstance(tune, BlockTune):
+        return Tuned()
+    assert isinstance(request.scheme, UniformScheme)
+    own: list[Tensor] = []
+    if tune.aug_loss:
+        stream.run(block, data.seen, data.kwargs, lambda _, output: own.append(output.cpu()))
+    samples = Samples.of(data.seen, data.original_outputs, own)
+    trained = TunedBlock(block, stream.architecture.linears, request.method, request.scheme, starts, stream.head_dim)
+    tuned = train(trained, tune, samples, data.kwargs, seed=seed_of(request.seed, prefix), where=prefix)
+    _fold(block, tuned.scales, stream.head_dim, prefix, statistics)
+    return tuned
 
 
 def _quantize_one(

@@ -3,10 +3,14 @@
 A group's linears are multiplied by s along their inputs and the op before them is divided by s along its outputs, so
 that the block computes what it did. The search compares outputs of the group's `inspect` module with weights rounded to
 nearest (Lin et al. 2023); all searches of a block see the block as it was, and only then are the folds made.
+
+Where a linear is inspected itself, the mean squared change of its outputs over all calibration tokens is the proxy loss
+of its rounding error, and nothing is run. Other modules run on windows chosen evenly from the calibration.
 """
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,8 +23,11 @@ from workers.arch import LinearGroup
 from workers.methods.clip.minmax import fit_grid
 from workers.methods.errors import MethodError
 from workers.methods.grid import GridScheme, dequantize, quantize
+from workers.methods.loss import proxy_loss
 from workers.methods.registry import stage_module
 from workers.methods.scale.channels import Channels
+from workers.statistics import GroupStatistics
+from workers.stream import TOKENS_PER_BATCH
 
 
 @dataclass(frozen=True)
@@ -40,14 +47,17 @@ class Scaled:
 
 @dataclass
 class _Seen:
-    """Of one group over the calibration batches: its inputs' channels, and what its inspected module took and gave."""
+    """Of one group over the calibration batches: its inputs' channels, and some of what its inspected module took.
+
+    num_windows: that went by. windows: of these the ones to compare on, [n, L, hidden]; kwargs: what came beside.
+    """
 
     sum_abs: Tensor | None = None
     max_abs: Tensor | None = None
     num_tokens: int = 0
-    inputs: list[Tensor] = field(default_factory=list)
+    num_windows: int = 0
+    windows: list[Tensor] = field(default_factory=list)
     kwargs: dict[str, Any] = field(default_factory=dict)
-    outputs: list[Tensor] = field(default_factory=list)
 
     def channels(self) -> Channels:
         assert self.sum_abs is not None and self.max_abs is not None, "the block did not run"
@@ -55,27 +65,35 @@ class _Seen:
 
 
 class BlockScaling:
-    """Usage: run the block over its calibration batches inside `watching`, then `fold`."""
+    """Usage: run the block over its calibration batches inside `watching`, then `search`, then `fold` what it found."""
 
     def __init__(
-        self, block: nn.Module, groups: Sequence[LinearGroup], conf: ScaleConf, scheme: GridScheme, head_dim: int
+        self,
+        block: nn.Module,
+        groups: Sequence[LinearGroup],
+        conf: ScaleConf,
+        scheme: GridScheme,
+        head_dim: int,
+        num_windows: int,
     ) -> None:
+        """num_windows: of the whole calibration."""
         self._block, self._conf, self._scheme, self._head_dim = block, conf, scheme, head_dim
         self._groups = [group for group in groups if group.prev_op is not None]
         self._seen = {group.name: _Seen() for group in self._groups}
+        count = min(conf.num_windows, num_windows) if isinstance(conf, AwqScale) else 0
+        self._compared = [i * num_windows // count for i in range(count)]
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Hooks on every foldable group and its inspected module, removed on exit."""
+        """Hooks on the inputs of every foldable group and of its inspected module, removed on exit."""
         with ExitStack() as stack:
             for group in self._groups:
                 first = self._block.get_submodule(group.linears[0])
-                inspected = self._block.get_submodule(group.inspect)
-                for hook in (
-                    first.register_forward_pre_hook(self._see_channels(group.name)),
-                    inspected.register_forward_hook(self._see_module(group.name), with_kwargs=True),
-                ):
-                    stack.callback(hook.remove)
+                stack.callback(first.register_forward_pre_hook(self._see_channels(group.name)).remove)
+                if self._compared and not _inspects_itself(group):
+                    inspected = self._block.get_submodule(group.inspect)
+                    see = self._see_windows(group.name)
+                    stack.callback(inspected.register_forward_pre_hook(see, with_kwargs=True).remove)
             yield
 
     def _see_channels(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -88,30 +106,28 @@ class BlockScaling:
 
         return see
 
-    def _see_module(self, name: str) -> Callable[..., None]:
-        def see(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _see_windows(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Any]], None]:
+        def see(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
             seen, rest = self._seen[name], dict(kwargs)
             hidden = args[0] if args else rest.pop("hidden_states")
-            seen.inputs.append(hidden.detach().cpu())
+            own = [i - seen.num_windows for i in self._compared if 0 <= i - seen.num_windows < len(hidden)]
+            seen.windows.append(hidden[own].detach().cpu())
+            seen.num_windows += len(hidden)
             seen.kwargs = rest
-            seen.outputs.append(_first(output).detach().cpu())
 
         return see
 
     @torch.no_grad()
-    def fold(self) -> list[Scaled]:
-        """Search every group on the block as it is, then fold the scales that were found."""
-        found = [self._search(group) for group in self._groups if self._is_foldable(group)]
-        for group, scale, _ in found:
-            fold(self._block, group, scale, self._head_dim)
-        return [report for _, _, report in found]
+    def search(self, statistics: GroupStatistics) -> list[tuple[LinearGroup, Tensor, Scaled]]:
+        """The best scale [in] of every group, found on the block as it is. statistics: of the same calibration."""
+        return [self._search(group, statistics) for group in self._groups if self._is_foldable(group)]
 
     def _is_foldable(self, group: LinearGroup) -> bool:
         """Under grouped-query attention the fold into the value heads is a choice."""
         skipped = isinstance(self._conf, AwqScale) and self._conf.gqa == "skip"
         return not (skipped and _repeats(self._block, group) > 1)
 
-    def _search(self, group: LinearGroup) -> tuple[LinearGroup, Tensor, Scaled]:
+    def _search(self, group: LinearGroup, statistics: GroupStatistics) -> tuple[LinearGroup, Tensor, Scaled]:
         seen = self._seen[group.name]
         linears = [_linear(self._block, name) for name in group.linears]
         repeats = _repeats(self._block, group)
@@ -125,8 +141,12 @@ class BlockScaling:
         candidates: list[Tensor] = module.scales(channels, weights, self._conf)
         if len(candidates) == 1:
             return group, candidates[0], Scaled(group.name, 0, None, None)
-        losses = [self._loss(group, linears, scale) for scale in candidates]
-        if not all(torch.isfinite(torch.tensor(losses))):
+        if _inspects_itself(group):
+            loss_of = self._loss_by_gram(linears[0], *statistics.gram(group.name))
+        else:
+            loss_of = self._loss_by_running(group, linears)
+        losses = [loss_of(scale) for scale in candidates]
+        if not all(map(math.isfinite, losses)):
             raise MethodError(f"{group.inspect}: the loss of a scale is NaN or Inf; set numerics.dtype=float32")
         best = min(range(len(losses)), key=losses.__getitem__)
         return group, candidates[best], Scaled(group.name, best, losses[best], losses[0])
@@ -140,40 +160,78 @@ class BlockScaling:
         shared: Tensor = one.expand_as(heads).flatten(-3)
         return shared
 
-    def _loss(self, group: LinearGroup, linears: Sequence[nn.Linear], scale: Tensor) -> float:
-        """Mean squared change of the inspected module's output, weights rounded to nearest in the scaled channels."""
+    def _loss_by_gram(self, linear: nn.Linear, gram: Tensor, num_tokens: int) -> Callable[[Tensor], float]:
+        """tr(E X^T X E^T) over tokens and outputs, E the error of rounding to nearest in the scaled channels."""
+        weight = linear.weight.data.float()
+
+        def loss_of(scale: Tensor) -> float:
+            error = _rounded(weight * scale, self._scheme).div_(scale).sub_(weight)
+            return proxy_loss(error, gram) / (num_tokens * len(weight))
+
+        return loss_of
+
+    def _loss_by_running(self, group: LinearGroup, linears: Sequence[nn.Linear]) -> Callable[[Tensor], float]:
+        """Mean squared change of the inspected module's outputs on the windows it has seen."""
         seen, inspected = self._seen[group.name], self._block.get_submodule(group.inspect)
         originals = [linear.weight.data for linear in linears]
-        total, count = 0.0, 0
-        try:
-            for linear, weight in zip(linears, originals, strict=True):
-                linear.weight.data = _rounded(weight.float() * scale, self._scheme).div_(scale).to(weight.dtype)
-            for hidden, before in zip(seen.inputs, seen.outputs, strict=True):
-                device = originals[0].device
-                after = _first(inspected(hidden.to(device), **seen.kwargs))
-                total += float((after.float() - before.to(device).float()).square().sum(dtype=torch.float64))
-                count += after.numel()
-        finally:
-            for linear, weight in zip(linears, originals, strict=True):
-                linear.weight.data = weight
-        return total / count
+        device = originals[0].device
+        windows = torch.cat(seen.windows)
+        batches = windows.split(max(1, TOKENS_PER_BATCH // windows.shape[1]))
+
+        def run(hidden: Tensor) -> Tensor:
+            return _first(inspected(hidden.to(device), **seen.kwargs))
+
+        outputs = [run(batch).cpu() for batch in batches]
+        count = sum(output.numel() for output in outputs)
+
+        def loss_of(scale: Tensor) -> float:
+            total = 0.0
+            try:
+                for linear, weight in zip(linears, originals, strict=True):
+                    linear.weight.data = _rounded(weight.float() * scale, self._scheme).div_(scale).to(weight.dtype)
+                for batch, before in zip(batches, outputs, strict=True):
+                    change = run(batch).float().sub_(before.to(device))
+                    total += float(change.square_().sum(dtype=torch.float64))
+            finally:
+                for linear, weight in zip(linears, originals, strict=True):
+                    linear.weight.data = weight
+            return total / count
+
+        return loss_of
 
 
 @torch.no_grad()
 def fold(block: nn.Module, group: LinearGroup, scale: Tensor, head_dim: int) -> None:
     """Linears times `scale` [in], the op before them over it. Raises MethodError where a parameter would vanish."""
+    parameters = dict(block.named_parameters())
+    for name, changed in folded(parameters, group, scale, head_dim).items():
+        old, is_divided = parameters[name].data, name.startswith(f"{group.prev_op}.")
+        if not torch.isfinite(changed).all() or (is_divided and ((changed == 0) & (old != 0)).any()):
+            raise MethodError(f"{name}: a scale takes it out of range; set numerics.dtype=float32")
+        parameters[name].data = changed.to(old.dtype)
+
+
+def folded(parameters: Mapping[str, Tensor], group: LinearGroup, scale: Tensor, head_dim: int) -> dict[str, Tensor]:
+    """The parameters of a block, by name, that a fold changes, as they are after it: float32, differentiable.
+
+    scale: [in]; under grouped-query attention one value for all columns that read one output of the op before.
+    """
     assert group.prev_op is not None
-    before = block.get_submodule(group.prev_op)
-    repeats = _repeats(block, group)
-    divisor = scale.reshape(-1, repeats, head_dim)[:, 0].reshape(-1) if repeats > 1 else scale
-    for name, parameter in before.named_parameters(recurse=False):
-        divided = parameter.data.float() / (divisor if parameter.dim() == 1 else divisor[:, None])
-        if not torch.isfinite(divided).all() or ((divided == 0) & (parameter.data != 0)).any():
-            raise MethodError(f"{group.prev_op}.{name}: a scale takes it out of range; set numerics.dtype=float32")
-        parameter.data = divided.to(parameter.dtype)
+    changed = {}
+    for part in ("weight", "bias"):
+        name = f"{group.prev_op}.{part}"
+        if name in parameters:
+            old = parameters[name]
+            repeats = len(scale) // len(old)
+            divisor = scale.reshape(-1, repeats, head_dim)[:, 0].reshape(-1) if repeats > 1 else scale
+            changed[name] = old.float() / (divisor if old.dim() == 1 else divisor[:, None])
     for linear in group.linears:
-        weight = _linear(block, linear).weight
-        weight.data = (weight.data.float() * scale).to(weight.dtype)
+        changed[f"{linear}.weight"] = parameters[f"{linear}.weight"].float() * scale
+    return changed
+
+
+def _inspects_itself(group: LinearGroup) -> bool:
+    return group.linears == (group.inspect,)
 
 
 def _repeats(block: nn.Module, group: LinearGroup) -> int:

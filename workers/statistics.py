@@ -66,6 +66,19 @@ class GroupStatistics:
             sums.sample.append(inputs[-sums.num_tokens % self._sample_every :: self._sample_every].clone())
         sums.num_tokens += len(inputs)
 
+    def gram(self, name: str) -> tuple[Tensor, int]:
+        """Sum of x x^T over the group's inputs, [in, in], and the number of them."""
+        return self._sums[name].gram, self._sums[name].num_tokens
+
+    def rescale(self, name: str, scale: Tensor) -> None:
+        """The group's inputs have been divided by `scale` [in]: the same statistics of what they are now."""
+        if name in self._sums:
+            sums, reciprocal = self._sums[name], scale.float().reciprocal()
+            for moments in (sums.gram, sums.cross):
+                if moments is not None:
+                    moments.mul_(reciprocal).mul_(reciprocal[:, None])
+            sums.sample = [inputs.mul_(reciprocal) for inputs in sums.sample]
+
     def take(self, name: str) -> Statistics:
         """The group's statistics, which are not kept here any longer; none where nothing was watched."""
         if name not in self._sums:

@@ -4,8 +4,8 @@ The whole model exists on the meta device; embedding, rotary and head are read w
 is worked on, on the device and on the host alike. Nothing here knows about quantization.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,10 @@ COMPUTED = "rotary_emb.inv_freq"  # LLaMA 1 and 2 checkpoints store it in every 
 
 class _FirstBlockReached(Exception):
     """Stops the model's own forward once the input of block 0 is known."""
+
+
+class _AllReached(Exception):
+    """Stops a block's forward once everything that is wanted of it has its input."""
 
 
 class _Catcher(nn.Module):
@@ -168,6 +172,33 @@ class BlockStream:
             output = block(hidden.to(self.device), **kwargs)
             if keep is not None:
                 keep(i, output[0] if isinstance(output, tuple) else output)
+
+    @torch.no_grad()
+    def feed(
+        self, block: nn.Module, batches: Sequence[torch.Tensor], kwargs: dict[str, Any], modules: Collection[str]
+    ) -> None:
+        """Run a block over batches [b, L, hidden] for the hooks on its modules' inputs, which must be there already.
+
+        What comes after the inputs of `modules` (names relative to the block) is not computed, unless one is not
+        reached.
+        """
+        left: set[str] = set()
+
+        def reach(name: str) -> Callable[..., None]:
+            def reached(*_: Any) -> None:
+                left.discard(name)
+                if not left:
+                    raise _AllReached
+
+            return reached
+
+        with ExitStack() as stack:
+            for name in modules:
+                stack.callback(block.get_submodule(name).register_forward_pre_hook(reach(name)).remove)
+            for hidden in batches:
+                left.update(modules)
+                with suppress(_AllReached):
+                    block(hidden.to(self.device), **kwargs)
 
     @torch.no_grad()
     def log_probabilities(

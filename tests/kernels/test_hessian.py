@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernels.hessian import accumulate_gram
-from kernels.hessian.reference import ROWS_AT_ONCE
+from kernels.hessian.reference import COLUMNS_AT_ONCE, ROWS_AT_ONCE
 
 
 def test_batches_add_up_to_the_product_of_all_rows() -> None:
@@ -28,6 +28,17 @@ def test_half_precision_inputs_are_multiplied_in_float32(dtype: torch.dtype) -> 
     exact = inputs.double().mT @ inputs.double()
     bound = 1000 * torch.finfo(torch.float32).eps * (inputs.double().abs().mT @ inputs.double().abs())
     assert ((total.double() - exact).abs() <= bound).all()  # the bound of any order of float32 sums
+
+
+@pytest.mark.parametrize("size", [COLUMNS_AT_ONCE - 1, COLUMNS_AT_ONCE, 2 * COLUMNS_AT_ONCE + 3])
+def test_strips_make_up_the_whole_and_it_is_symmetric(size: int) -> None:
+    inputs = torch.randn(40, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    total = torch.ones(size, size, dtype=torch.float64)
+
+    accumulate_gram(total, inputs)
+
+    torch.testing.assert_close(total, 1 + inputs.mT @ inputs)
+    torch.testing.assert_close(total, total.mT)
 
 
 def test_more_rows_than_fit_at_once_are_all_counted() -> None:

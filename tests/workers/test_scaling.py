@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conf.schema import AwqScale, SmoothScale, UniformScheme
+from conf.schema import AwqScale, MinmaxClip, SmoothScale, UniformScheme
 from tests.workers.tiny_requests import model_ref, random_windows, write_llama
 from workers.arch import LinearGroup
 from workers.arch.llama import LLAMA
+from workers.methods.clip.minmax import fit_grid
 from workers.methods.errors import MethodError
-from workers.scaling import BlockScaling, fold
+from workers.scaling import BlockScaling, Scaled, fold
+from workers.statistics import GroupStatistics
 from workers.stream import BlockStream
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -45,11 +47,21 @@ class Block:
         self.stream.run(module or self.module, self.batches, self.kwargs, lambda _, output: found.append(output))
         return torch.cat(found)
 
-    def scaling(self, conf: AwqScale | SmoothScale) -> BlockScaling:
-        scaling = BlockScaling(self.module, LLAMA.groups, conf, SCHEME, self.stream.head_dim)
-        with scaling.watching():
+    def scaling(self, conf: AwqScale | SmoothScale) -> tuple[BlockScaling, GroupStatistics]:
+        """What has seen the calibration, and with it the statistics of the same."""
+        windows = sum(map(len, self.batches))
+        scaling = BlockScaling(self.module, LLAMA.groups, conf, SCHEME, self.stream.head_dim, windows)
+        statistics = GroupStatistics(LLAMA.groups, sample_every=1)
+        with scaling.watching(), statistics.watching(self.module):
             self.outputs()
-        return scaling
+        return scaling, statistics
+
+    def fold(self, conf: AwqScale | SmoothScale) -> list[Scaled]:
+        scaling, statistics = self.scaling(conf)
+        found = scaling.search(statistics)
+        for group, scale, _ in found:
+            fold(self.module, group, scale, self.stream.head_dim)
+        return [report for _, _, report in found]
 
 
 @pytest.mark.parametrize("sizes", SIZES)
@@ -75,13 +87,13 @@ def test_11_all_folds_of_a_search_leave_the_outputs_as_they_were(
 ) -> None:
     block = Block(tmp_path / "model", **SIZES[sizes])
     before = block.outputs()
-    scaled = block.scaling(conf).fold()
+    scaled = block.fold(conf)
     assert [found.group for found in scaled] == ["qkv", "o", "gate_up", "down"]
     assert torch.allclose(block.outputs(), before, rtol=1e-4, atol=1e-4 * float(before.abs().max()))
 
 
 def test_11_the_search_never_loses_more_than_rounding_and_here_it_gains(tmp_path: Path) -> None:
-    scaled = Block(tmp_path / "model").scaling(AwqScale()).fold()
+    scaled = Block(tmp_path / "model").fold(AwqScale())
     losses = [(found.loss, found.loss_unscaled) for found in scaled]
     assert all(loss is not None and unscaled is not None and loss <= unscaled for loss, unscaled in losses)
     assert any(loss is not None and unscaled is not None and loss < 0.95 * unscaled for loss, unscaled in losses)
@@ -90,21 +102,75 @@ def test_11_the_search_never_loses_more_than_rounding_and_here_it_gains(tmp_path
 def test_11_a_search_with_one_candidate_is_rounding_alone(tmp_path: Path) -> None:
     block = Block(tmp_path / "model")
     before = {name: parameter.clone() for name, parameter in block.module.named_parameters()}
-    block.scaling(AwqScale(grid=1)).fold()
+    block.fold(AwqScale(grid=1))
     assert all(torch.equal(parameter, before[name]) for name, parameter in block.module.named_parameters())
 
 
 def test_grouped_query_folds_can_be_skipped(tmp_path: Path) -> None:
     block = Block(tmp_path / "model", **SIZES["grouped-query"])
-    assert [found.group for found in block.scaling(AwqScale(gqa="skip")).fold()] == ["qkv", "gate_up", "down"]
+    assert [found.group for found in block.fold(AwqScale(gqa="skip"))] == ["qkv", "gate_up", "down"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("sizes", SIZES)
+def test_the_loss_of_a_linear_needs_no_forward(sizes: str, tmp_path: Path) -> None:
+    """tr(E X^T X E^T) is the mean squared change of its outputs, for any scale and with a bias too."""
+    block = Block(tmp_path / "model", **SIZES[sizes])
+    scaling, statistics = block.scaling(AwqScale())
+    generator = torch.Generator().manual_seed(2)
+    for group in LLAMA.groups[1::2]:  # o, down
+        (name,) = group.linears
+        linear = block.module.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        seen: list[Tensor] = []
+        handle = linear.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+        block.outputs()
+        handle.remove()
+        scale = torch.exp(torch.randn(linear.in_features, generator=generator))
+        grid = fit_grid(linear.weight * scale, MinmaxClip(), SCHEME)
+        rounded = grid.values(grid.nearest(linear.weight * scale)) / scale
+        inputs = torch.cat(seen).double()
+        change = torch.nn.functional.linear(inputs, (rounded - linear.weight).double())
+        loss = scaling._loss_by_gram(linear, *statistics.gram(group.name))(scale)
+        assert loss == pytest.approx(float(change.square().mean()), rel=1e-4)
+
+
+def test_a_search_compares_on_as_many_windows_as_asked_for_evenly_spaced(tmp_path: Path) -> None:
+    block = Block(tmp_path / "model")
+    block.batches = [torch.cat([batch, -batch]) for batch in block.batches]
+    windows = torch.cat(block.batches)
+    block.batches = list(windows.split([3, 1, 4]))
+    scaling, _ = block.scaling(AwqScale(num_windows=4))
+    taken = torch.cat(scaling._seen["qkv"].windows)
+    normed = block.module.get_submodule("input_layernorm")(windows)
+    assert torch.equal(taken, normed[[0, 2, 4, 6]])
+    assert not scaling._seen["o"].windows  # a linear is judged by its Hessian
+    everything, _ = block.scaling(AwqScale(num_windows=100))
+    assert len(torch.cat(everything._seen["qkv"].windows)) == len(windows)
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_statistics_follow_a_fold_as_if_they_were_taken_after_it(sizes: str, tmp_path: Path) -> None:
+    block = Block(tmp_path / "model", **SIZES[sizes])
+    scaling, before = block.scaling(AwqScale())
+    for group, scale, _ in scaling.search(before):
+        fold(block.module, group, scale, block.stream.head_dim)
+        before.rescale(group.name, scale)
+    _, after = block.scaling(AwqScale())
+    for group in LLAMA.groups:
+        kept, anew = before.take(group.name), after.take(group.name)
+        for one, other in ((kept.hessian, anew.hessian), (kept.inputs, anew.inputs)):
+            assert one is not None and other is not None
+            assert torch.allclose(one, other, rtol=1e-3, atol=1e-5 * float(other.abs().max()))
 
 
 def test_a_searched_block_is_as_it_was_until_the_fold(tmp_path: Path) -> None:
     """Every search sees the block without the scales of the others: candidates do not depend on their order."""
     block = Block(tmp_path / "model")
-    scaling = block.scaling(AwqScale())
-    together = [scaling._search(group) for group in LLAMA.groups]
-    alone = [scaling._search(group) for group in reversed(LLAMA.groups)]
+    scaling, statistics = block.scaling(AwqScale())
+    with torch.no_grad():
+        together = [scaling._search(group, statistics) for group in LLAMA.groups]
+        alone = [scaling._search(group, statistics) for group in reversed(LLAMA.groups)]
     assert all(torch.equal(a[1], b[1]) for a, b in zip(together, reversed(alone), strict=True))
 
 

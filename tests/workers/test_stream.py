@@ -157,6 +157,24 @@ def test_names_of_another_architecture_are_named(model: Path) -> None:
         in_blocks(model, torch.zeros(1, 8, dtype=torch.int64))
 
 
+def test_a_block_is_fed_as_far_as_its_hooks_need_it(tiny_llama: Path) -> None:
+    stream = stream_of(tiny_llama)
+    batches, kwargs = stream.first_inputs(torch.from_numpy(random_windows(40, 64)))
+    assert len(batches) == 2
+    seen: dict[str, list[torch.Tensor]] = {"mlp.gate_proj": [], "self_attn.o_proj": [], "mlp.down_proj": []}
+    with stream.block(0) as block:
+        for name, inputs in seen.items():
+            hook = block.get_submodule(name).register_forward_pre_hook
+            hook(lambda _, args, inputs=inputs: inputs.append(args[0]))
+        stream.run(block, batches, kwargs)
+        whole = {name: torch.cat(inputs) for name, inputs in seen.items()}
+        for inputs in seen.values():
+            inputs.clear()
+        stream.feed(block, batches, kwargs, ["mlp.gate_proj", "self_attn.o_proj"])
+    assert not seen["mlp.down_proj"]
+    assert all(torch.equal(torch.cat(seen[name]), whole[name]) for name in ("mlp.gate_proj", "self_attn.o_proj"))
+
+
 def test_a_missing_head_is_no_tied_one(model: Path) -> None:
     change_tensors(model, lm_head__weight=None)
     with pytest.raises(BadInputError, match=r"`lm_head` does not fit config.json"):

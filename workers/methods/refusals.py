@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from conf.schema import (
+    AwqScale,
     BlockTune,
     ColumnsKeep,
     FloatScheme,
@@ -30,14 +31,16 @@ from conf.schema import (
     RealZeroScheme,
     RmsClip,
     SchemeConf,
+    SearchClip,
     UniformScheme,
     VectorCodebookScheme,
 )
 from workers.methods.accounting import SCALE_BITS, salient_fraction
-from workers.methods.registry import SLOTS, is_baseline
+from workers.methods.registry import SLOTS, Need, is_baseline, needs
 
 INPUTS = ("quantized", "original")
 SALIENCIES = ("hessian", "magnitude")
+GQA_FOLDS = ("mean", "max", "skip")
 ON_FAILURE = ("fail", "diagonal")
 LEARNABLE = ("clip", "scale", "rounding")
 OPTIMIZERS = ("adamw", "signsgd")
@@ -112,6 +115,20 @@ _WITH_CODEBOOK: dict[str, tuple[tuple[type[Any], ...], str]] = {
 }
 
 
+# --- scale -----------------------------------------------------------------------------------------------------------
+
+
+def _awq(scale: AwqScale, *_: Any) -> list[str]:
+    reasons = [
+        f"method.scale.{key}={value}: at least 1"
+        for key, value in (("grid", scale.grid), ("num_windows", scale.num_windows))
+        if value < 1
+    ]
+    if scale.gqa not in GQA_FOLDS:
+        reasons.append(f"method.scale.gqa={scale.gqa}: one of {', '.join(GQA_FOLDS)}")
+    return reasons
+
+
 # --- rotate, incohere, keep ------------------------------------------------------------------------------------------
 
 
@@ -175,12 +192,25 @@ def _mse(clip: MseClip, *_: Any) -> list[str]:
     return reasons
 
 
-def _rms(clip: RmsClip, _: MethodConf, scheme: SchemeConf) -> list[str]:
+def _search(clip: SearchClip, *_: Any) -> list[str]:
+    reasons = [
+        f"method.clip.{key}={value}: at least 1"
+        for key, value in (("grid", clip.grid), ("num_tokens", clip.num_tokens))
+        if value < 1
+    ]
+    if not 0 < clip.max_shrink <= 1:
+        reasons.append(f"method.clip.max_shrink={clip.max_shrink}: a share of the range, above 0 and at most 1")
+    return reasons
+
+
+def _rms(clip: RmsClip, method: MethodConf, scheme: SchemeConf) -> list[str]:
     reasons = [
         f"method.clip.{key}: {value} times the RMS is no range; must be positive"
         for key, value in (("constant", clip.constant), *(("candidates", c) for c in clip.candidates))
         if value is not None and value <= 0
     ]
+    if clip.candidates and Need.HESSIAN not in needs(method):
+        reasons.append("method.clip.candidates: the proxy loss that chooses needs a Hessian; set method.round=ldlq")
     if isinstance(scheme, RealZeroScheme):
         reasons.append("method.clip=rms: its grid leaves no zero point to be fitted; set scheme=uniform")
     if isinstance(scheme, UniformScheme) and scheme.symmetric:
@@ -346,12 +376,14 @@ _RULES: Mapping[type[Any], Callable[..., list[str]]] = {
     VectorCodebookScheme: _codebook,
     HadamardRotate: _rotate,
     RandomRotate: _rotate,
+    AwqScale: _awq,
     KroneckerIncohere: _kronecker,
     HadamardIncohere: _hadamard,
     ColumnsKeep: _columns,
     MaskKeep: _mask,
     MseClip: _mse,
     RmsClip: _rms,
+    SearchClip: _search,
     LearnedScale: _learned_scale,
     LearnedClip: _learned_clip,
     BlockTune: _block_tune,

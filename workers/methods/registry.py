@@ -89,7 +89,7 @@ STAGES: dict[type[Any], Stage] = {
     BlockTune: Stage("workers.methods.tune.block", recipe=1, needs=frozenset({Need.FULL_PRECISION_STREAM})),
     NoRound: _NOTHING,
     NearestRound: Stage("workers.methods.round.nearest", recipe=1),
-    GptqRound: Stage("workers.methods.round.gptq", recipe=1, needs=frozenset({Need.HESSIAN})),
+    GptqRound: Stage("workers.methods.round.gptq", recipe=2, needs=frozenset({Need.HESSIAN})),
     LdlqRound: Stage("workers.methods.round.ldlq", recipe=1, needs=frozenset({Need.HESSIAN})),
     GptaqRound: Stage("workers.methods.round.gptaq", recipe=1, needs=frozenset({Need.HESSIAN, Need.CROSS_HESSIAN})),
     HqqRound: Stage("workers.methods.round.hqq", recipe=1),
@@ -119,8 +119,8 @@ def is_baseline(method: MethodConf) -> bool:
 
 
 def needs(method: MethodConf) -> frozenset[Need]:
-    """The union of what the method's stages need. Raises KeyError for a stage that is not implemented."""
-    return frozenset().union(*(STAGES[cls].needs for cls in _used(method)))
+    """The union of what the method's stages need; of a stage that is not implemented nothing is known."""
+    return frozenset().union(*(STAGES[cls].needs for cls in _used(method) if cls in STAGES))
 
 
 def follows_original(method: MethodConf) -> bool:

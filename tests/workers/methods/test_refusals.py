@@ -3,6 +3,7 @@
 import pytest
 
 from conf.schema import (
+    AwqScale,
     ClipConf,
     FloatScheme,
     GptqRound,
@@ -14,6 +15,7 @@ from conf.schema import (
     RmsClip,
     RoundConf,
     SchemeConf,
+    SearchClip,
     UniformScheme,
     VectorCodebookScheme,
 )
@@ -22,6 +24,10 @@ from workers.methods.refusals import refusals
 
 def _method(stage: RoundConf, clip: ClipConf | None = None) -> MethodConf:
     return MethodConf(name="m", category="compensation", clip=clip or MinmaxClip(), round=stage)
+
+
+def _scaled(scale: AwqScale) -> MethodConf:
+    return MethodConf(name="m", category="salience", scale=scale)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +60,11 @@ def test_ordinary_settings_are_accepted(method: MethodConf, scheme: SchemeConf) 
         (_method(GptqRound(block_size=0)), UniformScheme(bits=4), "method.round.block_size"),
         (_method(GptqRound(on_failure="ignore")), UniformScheme(bits=4), "method.round.on_failure"),
         (_method(GptqRound(static_groups=False)), UniformScheme(bits=4, group_size=64), "method.round.act_order"),
+        (_method(NearestRound(), clip=SearchClip(num_tokens=0)), UniformScheme(bits=4), "method.clip.num_tokens"),
+        (_method(NearestRound(), clip=SearchClip(max_shrink=0.0)), UniformScheme(bits=4), "method.clip.max_shrink"),
+        (_scaled(AwqScale(grid=0)), UniformScheme(bits=4), "method.scale.grid"),
+        (_scaled(AwqScale(num_windows=0)), UniformScheme(bits=4), "method.scale.num_windows"),
+        (_scaled(AwqScale(gqa="min")), UniformScheme(bits=4), "method.scale.gqa"),
         (_method(NearestRound(), clip=RmsClip(constant=0.0)), UniformScheme(bits=4), "method.clip.constant"),
         (_method(LdlqRound(), clip=RmsClip()), VectorCodebookScheme(bits=5), "scheme.bits=5: e8p has 2, 3, 4"),
         (_method(LdlqRound(), clip=RmsClip()), VectorCodebookScheme(bits=2, group_size=8), "scheme.group_size=8"),
