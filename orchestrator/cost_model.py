@@ -17,9 +17,11 @@ from conf.schema import (
     ShapeConf,
     SuiteConf,
 )
-from orchestrator.memory_model import DTYPE_BYTES, checkpoint_bytes
-from orchestrator.shapes import block_kinds, block_linears, parameters
-from orchestrator.slot_work import SLOT_WORK, SLOTS, Block, Work, forward_work, hessian_work, scan_bytes
+from orchestrator.memory_model import checkpoint_bytes
+from orchestrator.shapes import DTYPE_BYTES, block_kinds, block_linears, parameters
+from orchestrator.slot_memory import num_streams, stream_bytes
+from orchestrator.slot_work import Block, Work, forward_work, hessian_work, scan_bytes
+from workers.methods.registry import SLOTS
 
 
 @dataclass(frozen=True)
@@ -103,13 +105,17 @@ def quantize_cost(
             num_sequences=calibration.num_sequences,
             sequence_length=calibration.sequence_length,
             scan_bytes_per_token=scan_bytes(architecture, shape),
+            method=method,
+            scheme=scheme,
         )
-        work = {"forward": forward_work(method, block), "hessian": hessian_work(method, block)}
-        work |= {slot: SLOT_WORK[type(getattr(method, slot))](getattr(method, slot), block) for slot in SLOTS}
+        work = {"forward": forward_work(block), "hessian": hessian_work(block)}
+        work |= {slot: block.work_of(slot) for slot in SLOTS}
         for name, amount in work.items():
             parts[name] += count * _seconds(amount, node, efficiency, numerics.dtype)
-    written = 0 if isinstance(scheme, FloatScheme) else checkpoint_bytes(architecture, shape, scheme, "packed")
-    parts["disk"] = (checkpoint_bytes(architecture, shape, FloatScheme(), "source") + written) / DISK_BANDWIDTH
+    source = checkpoint_bytes(architecture, shape, method, FloatScheme(), "source")
+    written = 0 if isinstance(scheme, FloatScheme) else checkpoint_bytes(architecture, shape, method, scheme, "packed")
+    saved = shape.num_hidden_layers * num_streams(method) * stream_bytes(shape, calibration, numerics)
+    parts["disk"] = (source + written + saved) / DISK_BANDWIDTH
     parts["start"] = efficiency.start_seconds
     return Estimate(parts)
 
@@ -152,6 +158,7 @@ _TEXT_WINDOWS = 256  # C4 by definition; assumed of a text of the user's
 def evaluate_cost(
     architecture: str,
     shape: ShapeConf,
+    method: MethodConf,
     scheme: SchemeConf,
     weight_format: str,
     suite: SuiteConf,
@@ -186,7 +193,7 @@ def evaluate_cost(
     return Estimate(
         {
             "start": efficiency.start_seconds,
-            "disk": checkpoint_bytes(architecture, shape, scheme, weight_format) / DISK_BANDWIDTH,
+            "disk": checkpoint_bytes(architecture, shape, method, scheme, weight_format) / DISK_BANDWIDTH,
             "perplexity": scored(perplexity),
             "tasks": scored(tasks) + _seconds(generation, node, efficiency, dtype) / max(1, num_gpus),
         }

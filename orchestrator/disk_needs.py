@@ -44,6 +44,13 @@ def shortages(needs: Mapping[Path, int]) -> list[str]:
 
 
 def _disk(cell: Cell) -> Disk:
+    config, weight_format = cell.config, cell.engine.weight_format
     return disk(
-        cell.model.architecture, cell.shape, cell.config.scheme, cell.engine.weight_format, cell.config.calibration
+        cell.model.architecture,
+        cell.shape,
+        config.method,
+        config.scheme,
+        weight_format,
+        config.calibration,
+        config.numerics,
     )

@@ -44,6 +44,7 @@ def place(cell: Cell, nodes: list[NodeConf]) -> tuple[Placement | NoPlacement, P
             nodes,
             cell.model.architecture,
             cell.shape,
+            config.method,
             config.scheme,
             cell.engine.weight_format,
             config.suite,
@@ -60,7 +61,7 @@ def _job(cell: Cell, nodes: list[NodeConf], quantize: Placement, evaluate: Place
         architecture, shape, config.method, config.scheme, config.calibration, config.numerics, node
     )
     evaluate_estimate = evaluate_cost(
-        architecture, shape, config.scheme, weight_format, config.suite, node, evaluate.num_gpus
+        architecture, shape, config.method, config.scheme, weight_format, config.suite, node, evaluate.num_gpus
     )
     return Job(
         key=cell.key,

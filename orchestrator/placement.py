@@ -82,6 +82,7 @@ def place_evaluate(
     nodes: Sequence[NodeConf],
     architecture: str,
     shape: ShapeConf,
+    method: MethodConf,
     scheme: SchemeConf,
     weight_format: str,
     suite: SuiteConf,
@@ -94,12 +95,12 @@ def place_evaluate(
     if engine == "transformers":
         weight_format = "source" if isinstance(scheme, FloatScheme) else "dense"
     if not _gpu_nodes(nodes):
-        memory = evaluate_memory(architecture, shape, scheme, weight_format, suite)
+        memory = evaluate_memory(architecture, shape, method, scheme, weight_format, suite)
         return _host_placement(nodes, _cpu_engine_gib(memory, engine), _subject(scheme))
     sizes = tensor_parallel_sizes(architecture, shape, scheme, weight_format) if engine == "vllm" else (1,)
     needs = []
     for size in sizes:
-        memory = evaluate_memory(architecture, shape, scheme, weight_format, suite, size)
+        memory = evaluate_memory(architecture, shape, method, scheme, weight_format, suite, size)
         need = memory.device_bytes / GIB + DEVICE_GIB
         placement = _engine_placement(nodes, size)
         takers = _takers(nodes, placement)

@@ -38,6 +38,7 @@ class CellPlan:
 def plan_cell(cell: Cell, nodes: list[NodeConf]) -> CellPlan:
     """Estimate a cell from its shape alone, whether or not its method is built."""
     config, architecture, shape = cell.config, cell.model.architecture, cell.shape
+    weight_format = cell.engine.weight_format
     node = next((n for n in nodes if n.num_gpus), nodes[0])
     quantize, evaluate = place(cell, nodes)
     size = evaluate.tensor_parallel_size if isinstance(evaluate, Placement) else 1
@@ -46,11 +47,11 @@ def plan_cell(cell: Cell, nodes: list[NodeConf]) -> CellPlan:
     ).seconds
     quantize_gpus, num_gpus = (p.num_gpus if isinstance(p, Placement) else 0 for p in (quantize, evaluate))
     e_seconds = evaluate_cost(
-        architecture, shape, config.scheme, cell.engine.weight_format, config.suite, node, num_gpus
+        architecture, shape, config.method, config.scheme, weight_format, config.suite, node, num_gpus
     ).seconds
     q_memory = quantize_memory(architecture, shape, config.method, config.calibration, config.numerics)
-    e_memory = evaluate_memory(architecture, shape, config.scheme, cell.engine.weight_format, config.suite, size)
-    space = disk(architecture, shape, config.scheme, cell.engine.weight_format, config.calibration)
+    e_memory = evaluate_memory(architecture, shape, config.method, config.scheme, weight_format, config.suite, size)
+    space = disk(architecture, shape, config.method, config.scheme, weight_format, config.calibration, config.numerics)
     problems = [p.reason for p in (quantize, evaluate) if isinstance(p, NoPlacement)]
     return CellPlan(
         quantize_hours=_gpu_hours(q_seconds, quantize_gpus),

@@ -13,6 +13,8 @@ from conf.errors import ConfigError
 from conf.schema import ShapeConf
 from workers.methods.accounting import VECTOR_SIZE
 
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
 
 @dataclass(frozen=True)
 class LinearShape:

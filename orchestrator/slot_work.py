@@ -1,6 +1,7 @@
 """Work that each slot of a method does on one block: pure counting of FLOP, bytes and sequential steps.
 
-`SLOT_WORK` is keyed by the slot's dataclass: a new algorithm adds one function and one line.
+`SLOT_WORK` is keyed by the slot's dataclass: a new algorithm adds one function and one line. m and n are a linear's
+outputs and inputs.
 """
 
 import math
@@ -34,18 +35,23 @@ from conf.schema import (
     NoTune,
     RandomRotate,
     RmsClip,
+    SchemeConf,
     SearchClip,
     ShapeConf,
     SmoothScale,
+    VectorCodebookScheme,
 )
-from orchestrator.memory_model import needs_data, needs_hessian, needs_reference_stream
 from orchestrator.shapes import LinearShape, group_inputs, required_size
+from workers.methods.accounting import VECTOR_SIZE, kept_columns
+from workers.methods.registry import Need, follows_original, follows_quantized, needs
 
 PASS_BYTES = 8  # one elementwise pass: read and write one float32
 FAKE_QUANTIZE_BYTES = 150  # fake-quantization of one weight, forward and backward, as a chain of elementwise kernels
-AWQ_MODULES = 4 / 3  # the modules AWQ compares overlap: per candidate they cost this many forwards of the block
+TURNS = 4  # of a weight into another basis: there, back, and back in float64 (as two) for its loss
+BUTTERFLY_PASSES = 2  # of one level of a fast Hadamard transform
+NEAREST_VECTOR_PASSES = 250  # of a search for the nearest vector of E8P, over the weights
+VECTOR_STEPS = 4  # a step over one vector has the latency of so many columns
 SCAN_PASSES = 6  # elementwise passes over Mamba's states [tokens, channels, state] in one forward
-SLOTS = ("rotate", "scale", "incohere", "keep", "clip", "tune", "round")
 
 
 @dataclass(frozen=True)
@@ -71,12 +77,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Block:
-    """One decoder block and the tokens that run through it."""
+    """One decoder block, the tokens that run through it, and what it becomes."""
 
     linears: tuple[LinearShape, ...]
     num_sequences: int
     sequence_length: int
     scan_bytes_per_token: float
+    method: MethodConf
+    scheme: SchemeConf
 
     @property
     def num_tokens(self) -> int:
@@ -96,40 +104,60 @@ class Block:
         return Work(traffic=number * PASS_BYTES * self.num_weights)
 
     @property
-    def solve(self) -> Work:
-        """Factorization of every Hessian (4/3 n^3) and compensation of every linear (m n^2), column by column."""
-        return Work(
-            float32=sum(x.count * x.in_features**2 * (4 / 3 * x.in_features + x.out_features) for x in self.linears),
-            columns=sum(x.count * x.in_features for x in self.linears),
-        )
+    def factors(self) -> Work:
+        """One Cholesky of every linear's Hessian: n^3 / 3."""
+        return Work(float32=sum(x.count * x.in_features**3 / 3 for x in self.linears))
 
     @property
-    def quadratic_form(self) -> Work:
-        """E H for every linear (2 m n^2): a proxy loss, a greedy pass."""
-        return Work(float32=sum(2 * x.num_weights * x.in_features for x in self.linears))
+    def feedback(self) -> Work:
+        """Every column takes up the errors of those before it: m n^2."""
+        return Work(float32=sum(x.num_weights * x.in_features for x in self.linears))
+
+    @property
+    def columns(self) -> Work:
+        """The steps over all columns."""
+        return Work(columns=sum(x.count * x.in_features for x in self.linears))
+
+    @property
+    def judging(self) -> Work:
+        """The reported losses, one in float64, one in float32: m n^2 each, where there is a Hessian."""
+        return self.feedback * 3 if Need.HESSIAN in needs(self.method) else Work()
+
+    def work_of(self, slot: str) -> Work:
+        """What one slot does."""
+        option = getattr(self.method, slot)
+        return SLOT_WORK[type(option)](option, self)
 
 
-def forward_work(method: MethodConf, block: Block) -> Work:
-    """Capture and propagate, and once more where a full-precision stream runs beside."""
-    if not needs_data(method):
-        return Work()
-    return block.forward(block.num_tokens) * (3 if needs_reference_stream(method) else 2)
+def forward_work(block: Block) -> Work:
+    """One run of each stream that is followed; one more to collect, unless only the original one is."""
+    method = block.method
+    collects = bool(needs(method) - {Need.FULL_PRECISION_STREAM})
+    runs = follows_original(method) + follows_quantized(method) * (1 + collects)
+    return block.forward(block.num_tokens) * runs
 
 
-def hessian_work(method: MethodConf, block: Block) -> Work:
-    """2 n^2 FLOP per token and distinct input; GPTAQ's cross-Hessian again as much."""
-    if not needs_hessian(method):
-        return Work()
+def hessian_work(block: Block) -> Work:
+    """2 n^2 FLOP per token and distinct input; a cross-Hessian again as much."""
+    wanted = needs(block.method) & {Need.HESSIAN, Need.CROSS_HESSIAN}
     flops = sum(2 * block.num_tokens * x.share * x.count * x.in_features**2 for x in group_inputs(block.linears))
-    return Work(float32=flops * (2 if isinstance(method.round, GptaqRound) else 1))
+    return Work(float32=flops * len(wanted))
 
 
 def _nothing(_: Any, __: Block) -> Work:
     return Work()
 
 
-def _hadamard_rotate(_: HadamardRotate, block: Block) -> Work:
-    return block.passes(2 * 30)  # float64; fold, both sides, about 13 butterfly levels each, back for the report
+def _hadamard_rotate(slot: HadamardRotate, block: Block) -> Work:
+    """One side of every linear in float64; and the inputs of the widest, which no fold reaches."""
+    traffic = sum(
+        2 * BUTTERFLY_PASSES * math.log2(max(x.out_features, x.in_features)) * x.num_weights for x in block.linears
+    )
+    work = Work(traffic=PASS_BYTES * traffic) * (slot.residual or slot.heads)
+    if slot.intermediate and isinstance(block.method.incohere, NoIncohere):
+        widest = max(block.linears, key=lambda x: x.in_features)
+        work += _hadamard_turns((widest,), both_sides=False)
+    return work
 
 
 def _random_rotate(_: RandomRotate, block: Block) -> Work:
@@ -138,35 +166,56 @@ def _random_rotate(_: RandomRotate, block: Block) -> Work:
 
 
 def _awq_scale(slot: AwqScale, block: Block) -> Work:
-    return (block.forward(block.num_tokens) * AWQ_MODULES + block.passes(6)) * slot.grid
+    """Of each candidate: the weights rounded, the loss of linears that are judged alone, a forward of the others.
+
+    Those run on `num_windows` windows, once more without rounding.
+    """
+    groups = [x.group for x in block.linears]
+    alone = Work(float32=sum(x.num_weights * x.in_features for x in block.linears if groups.count(x.group) == 1))
+    windows = min(slot.num_windows, block.num_sequences)
+    forward = block.forward(windows * block.sequence_length)
+    return (forward + alone + block.passes(6)) * slot.grid + forward
 
 
-def _smooth_scale(_: SmoothScale, block: Block) -> Work:
+def _smooth_scale(_: SmoothScale | LearnedScale, block: Block) -> Work:
     return block.passes(2)
 
 
 def _kronecker_incohere(_: KroneckerIncohere, block: Block) -> Work:
-    """Both sides of W there and back, both sides of H, each as two small factors: 2 (sqrt m + sqrt n) m n a side."""
+    """Each turn multiplies both sides by two small factors, 2 m n (2 sqrt m + 2 sqrt n); of the Hessian 8 n^2.5."""
     flops = 0.0
     for x in block.linears:
-        sides = 2 * (math.sqrt(x.out_features) + math.sqrt(x.in_features))
-        flops += 2 * x.num_weights * 2 * sides + x.count * 2 * x.in_features**2 * 4 * math.sqrt(x.in_features)
+        flops += TURNS * 2 * x.num_weights * 2 * (math.sqrt(x.out_features) + math.sqrt(x.in_features))
+        flops += x.count * 8 * x.in_features**2.5
     return Work(float32=flops)
 
 
-def _hadamard_incohere(_: HadamardIncohere, block: Block) -> Work:
-    return block.passes(8)
+def _hadamard_incohere(slot: HadamardIncohere, block: Block) -> Work:
+    return _hadamard_turns(block.linears, both_sides=slot.sides == "both")
 
 
-def _columns_keep(_: ColumnsKeep, block: Block) -> Work:
-    return block.passes(40 * 4)  # the sensitivity uses a grid tuned in 40 steps
+def _hadamard_turns(linears: tuple[LinearShape, ...], *, both_sides: bool) -> Work:
+    """log2 levels of butterflies on each side of every weight, and on both of its Hessian."""
+    levels = 0.0
+    for x in linears:
+        sides = math.log2(x.in_features) + (math.log2(x.out_features) if both_sides else 0)
+        levels += TURNS * sides * x.num_weights + 2 * math.log2(x.in_features) * x.count * x.in_features**2
+    return Work(traffic=PASS_BYTES * BUTTERFLY_PASSES * levels)
+
+
+def _columns_keep(slot: ColumnsKeep, block: Block) -> Work:
+    """One more fit of the grid, for the sensitivity; and the Schur complement of k kept columns, 2 n^2 k."""
+    flops = 0
+    for x in block.linears:
+        flops += x.count * 2 * x.in_features**2 * kept_columns(slot, block.scheme, x.in_features)
+    return block.work_of("clip") + block.passes(8) + Work(float32=flops)
 
 
 def _mask_keep(_: MaskKeep, block: Block) -> Work:
-    return Work(float32=sum(4 / 3 * x.count * x.in_features**3 for x in block.linears)) + block.passes(4)
+    return block.factors + block.passes(12)
 
 
-def _minmax_clip(_: MinmaxClip, block: Block) -> Work:
+def _minmax_clip(_: MinmaxClip | LearnedClip, block: Block) -> Work:
     return block.passes(2)
 
 
@@ -175,41 +224,58 @@ def _mse_clip(slot: MseClip, block: Block) -> Work:
 
 
 def _search_clip(slot: SearchClip, block: Block) -> Work:
-    candidates = slot.grid * slot.max_shrink
-    return Work(traffic=candidates * slot.num_tokens * 1.5 * PASS_BYTES * block.num_weights)
+    """Of each candidate the outputs of each group on sampled inputs: 2 FLOP a token and weight, three passes."""
+    ends = int(slot.max_shrink * slot.grid)
+    candidates = ends if slot.symmetric else ends**2
+    outputs = sum(x.num_weights / (block.scheme.group_size or x.in_features) for x in block.linears) * slot.num_tokens
+    each = Work(float32=2 * slot.num_tokens * block.num_weights, traffic=3 * PASS_BYTES / 2 * outputs)
+    return (each + block.passes(8)) * candidates
 
 
 def _rms_clip(slot: RmsClip, block: Block) -> Work:
-    return block.passes(2) + (block.quadratic_form + block.passes(4)) * len(slot.candidates)
+    """Each candidate is rounded, and judged by its loss."""
+    tried = max(len(slot.candidates), 1)
+    again = (block.work_of("round") + block.feedback) * (tried - 1)
+    return block.passes(2) * tried + again
 
 
 def _block_tune(slot: BlockTune, block: Block) -> Work:
-    """Forward and backward (three forwards' worth) of each batch, and a fake-quantization of all weights each step."""
+    """Forward and backward (three forwards' worth) of each batch and a fake-quantization of all weights, each step.
+
+    All in float32. A second loss takes what the original block makes of the inputs: one more forward.
+    """
     steps = slot.iterations or slot.epochs * math.ceil(block.num_sequences / slot.batch_size)
-    fake_quantize = Work(traffic=FAKE_QUANTIZE_BYTES * block.num_weights)
-    return (block.forward(slot.batch_size * block.sequence_length) * 3 + fake_quantize) * steps
+    batch = block.forward(slot.batch_size * block.sequence_length) * 3
+    step = Work(float32=batch.forward, traffic=batch.traffic + FAKE_QUANTIZE_BYTES * block.num_weights)
+    return step * steps + block.forward(block.num_tokens) * slot.aug_loss
 
 
 def _nearest_round(_: NearestRound, block: Block) -> Work:
-    return block.passes(6)
+    return block.passes(6) + block.judging
 
 
 def _gptq_round(_: GptqRound, block: Block) -> Work:
-    return block.solve + block.quadratic_form
+    return block.factors + block.feedback + block.columns + block.judging
 
 
 def _gptaq_round(_: GptaqRound, block: Block) -> Work:
-    return block.solve * 2 + block.quadratic_form
+    """GPTQ with as much again for what targets pass on, and a triangular system for it: n^3."""
+    return block.factors * 4 + block.feedback * 2 + block.columns * 2 + block.judging
 
 
 def _ldlq_round(slot: LdlqRound, block: Block) -> Work:
-    """A greedy pass is a quadratic form in sequential columns."""
-    columns = Work(columns=block.solve.columns)
-    return block.solve + block.quadratic_form + (block.quadratic_form + columns) * slot.greedy_passes
+    """GPTQ's recursion; a greedy pass has 2 m n^2 in as many steps. A codebook searches 8 columns at once."""
+    steps, search = block.columns, Work()
+    if isinstance(block.scheme, VectorCodebookScheme):
+        stages = math.ceil(block.scheme.bits / 2)
+        steps = block.columns * (VECTOR_STEPS * stages / VECTOR_SIZE)
+        search = block.passes(NEAREST_VECTOR_PASSES * stages)
+    greedy = (block.feedback * 2 + steps + search) * slot.greedy_passes
+    return block.factors + block.feedback + steps + search + greedy + block.judging
 
 
 def _hqq_round(slot: HqqRound, block: Block) -> Work:
-    return block.passes(10 * slot.iterations)
+    return block.passes(10 * slot.iterations) + block.judging
 
 
 SLOT_WORK: dict[type, Callable[[Any, Block], Work]] = {
@@ -219,7 +285,7 @@ SLOT_WORK: dict[type, Callable[[Any, Block], Work]] = {
     NoScale: _nothing,
     AwqScale: _awq_scale,
     SmoothScale: _smooth_scale,
-    LearnedScale: _nothing,  # trained by slot tune
+    LearnedScale: _smooth_scale,  # where it starts; slot tune trains it
     NoIncohere: _nothing,
     KroneckerIncohere: _kronecker_incohere,
     HadamardIncohere: _hadamard_incohere,
@@ -230,7 +296,7 @@ SLOT_WORK: dict[type, Callable[[Any, Block], Work]] = {
     MseClip: _mse_clip,
     SearchClip: _search_clip,
     RmsClip: _rms_clip,
-    LearnedClip: _nothing,  # trained by slot tune
+    LearnedClip: _minmax_clip,  # slot tune trains it
     NoTune: _nothing,
     BlockTune: _block_tune,
     NoRound: _nothing,

@@ -11,13 +11,10 @@ from conf.schema import (
     AwqScale,
     BlockTune,
     CalibrationConf,
-    ClipConf,
     FloatScheme,
     GptaqRound,
     GptqRound,
     HadamardRotate,
-    IncohereConf,
-    KeepConf,
     KroneckerIncohere,
     LdlqRound,
     LearnedClip,
@@ -27,19 +24,14 @@ from conf.schema import (
     NodeConf,
     NumericsConf,
     RmsClip,
-    RotateConf,
-    RoundConf,
-    ScaleConf,
     SearchClip,
     ShapeConf,
     SuiteConf,
     TextConf,
-    TuneConf,
     UniformScheme,
 )
-from orchestrator.cost_model import assumed_node, evaluate_cost, gpu_hours, quantize_cost
+from orchestrator.cost_model import _GPU, assumed_node, evaluate_cost, gpu_hours, quantize_cost
 from orchestrator.placement import place_evaluate, place_quantize
-from orchestrator.slot_work import SLOT_WORK
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
 MODELS = {
@@ -55,7 +47,7 @@ BITS4 = UniformScheme(bits=4)
 RTN = MethodConf(round=NearestRound())
 GPTQ = MethodConf(round=GptqRound())
 GPTAQ = MethodConf(round=GptaqRound())
-AWQ = MethodConf(scale=AwqScale(), clip=SearchClip(), round=NearestRound())
+AWQ = MethodConf(scale=AwqScale(num_windows=128), clip=SearchClip(), round=NearestRound())  # on all windows, as there
 QUIP = MethodConf(incohere=KroneckerIncohere(), clip=RmsClip(), round=LdlqRound())
 QUAROT_GPTQ = MethodConf(rotate=HadamardRotate(), clip=MseClip(), round=GptqRound())
 OMNIQUANT = MethodConf(clip=LearnedClip(), tune=BlockTune(learns=["clip"]), round=NearestRound())
@@ -78,6 +70,17 @@ def minutes(name: str, method: MethodConf, numerics: NumericsConf = HALF, node: 
         ("llama3-8b", GPTQ, 30),
         ("llama2-70b", QUAROT_GPTQ, 5 + 120),
         ("llama3-8b", AWQ, 30),
+    ],
+)
+def test_estimates_are_within_a_factor_of_two_of_known_times(
+    name: str, method: MethodConf, known_minutes: float
+) -> None:
+    assert known_minutes / 2 < minutes(name, method) < 2 * known_minutes
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "known_minutes"),
+    [
         ("llama1-7b", OMNIQUANT, 66),
         ("llama2-70b", OMNIQUANT, 16 * 60),
         ("llama3-8b", AUTOROUND, 12),
@@ -85,10 +88,11 @@ def minutes(name: str, method: MethodConf, numerics: NumericsConf = HALF, node: 
         ("mixtral-8x7b", AUTOROUND, 28),
     ],
 )
-def test_estimates_are_within_a_factor_of_two_of_known_times(
+def test_training_in_float32_is_slower_than_known_times_in_16_bits_by_less_than_the_rates_are(
     name: str, method: MethodConf, known_minutes: float
 ) -> None:
-    assert known_minutes / 2 < minutes(name, method) < 2 * known_minutes
+    slower = _GPU.half / _GPU.float32
+    assert known_minutes < minutes(name, method) < 2 * slower * known_minutes
 
 
 def test_gptq_of_70b_takes_two_to_seven_hours() -> None:
@@ -98,11 +102,6 @@ def test_gptq_of_70b_takes_two_to_seven_hours() -> None:
 def test_quarot_itself_takes_minutes_of_the_two_hours_of_gptq() -> None:
     parts = quantize_cost(*MODELS["llama2-70b"], QUAROT_GPTQ, BITS4, C4, HALF, A100).parts
     assert parts["rotate"] < 5 * 60
-
-
-def test_every_option_of_every_slot_has_its_work() -> None:
-    slots = (RotateConf, ScaleConf, IncohereConf, KeepConf, ClipConf, TuneConf, RoundConf)
-    assert set(SLOT_WORK) == {option for slot in slots for option in slot.__subclasses__()}
 
 
 def test_methods_are_ordered_by_what_they_do() -> None:
@@ -166,7 +165,7 @@ def test_the_processor_of_a_gpu_node_is_not_taken_for_its_gpu() -> None:
 
 def test_gpu_hours_count_every_gpu() -> None:
     suite = SuiteConf(name="x", perplexity={"c4": TextConf(source="c4")})
-    one, two = (evaluate_cost(*MODELS["llama2-70b"], BITS4, "packed", suite, A100, n) for n in (1, 2))
+    one, two = (evaluate_cost(*MODELS["llama2-70b"], RTN, BITS4, "packed", suite, A100, n) for n in (1, 2))
     assert two.parts["perplexity"] == pytest.approx(one.parts["perplexity"] / 2)
     assert gpu_hours(two, 2) == pytest.approx(2 * two.seconds / 3600)
     assert gpu_hours(one, 0) == 0
@@ -175,7 +174,7 @@ def test_gpu_hours_count_every_gpu() -> None:
 def test_a_limit_bounds_the_tasks_and_generation_costs_extra() -> None:
     def tasks(names: list[str], limit: int | None = None) -> float:
         suite = SuiteConf(name="x", tasks=names, limit=limit)
-        return evaluate_cost(*MODELS["llama2-7b"], FloatScheme(), "source", suite, A100, 1).parts["tasks"]
+        return evaluate_cost(*MODELS["llama2-7b"], RTN, FloatScheme(), "source", suite, A100, 1).parts["tasks"]
 
     assert tasks(["mmlu"], 100) == pytest.approx(tasks(["mmlu"]) * 100 / 14042)
     assert tasks([]) == 0
@@ -190,7 +189,7 @@ def test_the_paper_is_planned_in_a_few_seconds() -> None:
         for name in MODELS:
             for method in (RTN, GPTQ, AWQ, QUIP, OMNIQUANT):
                 quantize_cost(*MODELS[name], method, BITS4, C4, HALF, A100)
-                evaluate_cost(*MODELS[name], BITS4, "packed", suite, A100, 1)
+                evaluate_cost(*MODELS[name], method, BITS4, "packed", suite, A100, 1)
                 place_quantize([A100], *MODELS[name], method, C4, HALF)
-                place_evaluate([A100], *MODELS[name], BITS4, "packed", suite, "vllm")
+                place_evaluate([A100], *MODELS[name], method, BITS4, "packed", suite, "vllm")
     assert time.thread_time() - began < 3  # 400 cells; about 0.15 s where this was written

@@ -35,7 +35,7 @@ def test_the_figure_is_that_of_the_plan() -> None:
 def test_a_shared_checkpoint_is_made_once_and_one_that_is_there_not_at_all() -> None:
     two, three = make_cell(with_bits(2)), make_cell(with_bits(3))
     again = replace(three, evaluate_key="f" * 64)
-    packed = checkpoint_bytes("llama", three.shape, three.config.scheme, "packed")
+    packed = checkpoint_bytes("llama", three.shape, three.config.method, three.config.scheme, "packed")
     assert still_to_write([three, again], set(), 1).kept == packed + 2 * ATTEMPT_BYTES
     assert still_to_write([three, again, two], {two.quantize_key}, 1).kept == packed + 3 * ATTEMPT_BYTES
 
@@ -49,7 +49,7 @@ def test_each_stage_at_work_has_its_temporary_copy_though_its_checkpoint_is_ther
 
 def test_mlflow_keeps_checkpoints_where_that_was_asked_for() -> None:
     cells = [make_cell()]
-    packed = checkpoint_bytes("llama", cells[0].shape, cells[0].config.scheme, "packed")
+    packed = checkpoint_bytes("llama", cells[0].shape, cells[0].config.method, cells[0].config.scheme, "packed")
     assert artifacts(cells, upload_checkpoints=False) == ATTEMPT_BYTES
     assert artifacts(cells, upload_checkpoints=True) == ATTEMPT_BYTES + packed
 

@@ -12,20 +12,34 @@ from hypothesis import strategies as st
 
 from conf.errors import ConfigError
 from conf.schema import (
+    AwqScale,
     BlockTune,
     CalibrationConf,
+    ColumnsKeep,
     FloatScheme,
     GptaqRound,
     GptqRound,
+    HadamardIncohere,
+    HadamardRotate,
+    HqqRound,
+    KroneckerIncohere,
+    LdlqRound,
+    LearnedClip,
+    LearnedScale,
+    MaskKeep,
     MethodConf,
     MixedScheme,
+    MseClip,
     NearestRound,
+    NoScale,
     NumericsConf,
-    RealZeroScheme,
+    RandomRotate,
     RmsClip,
+    ScaleConf,
     SchemeConf,
     SearchClip,
     ShapeConf,
+    SmoothScale,
     SuiteConf,
     UniformScheme,
     VectorCodebookScheme,
@@ -40,6 +54,7 @@ from orchestrator.shapes import (
     group_size_problem,
     parameters,
 )
+from orchestrator.slot_memory import linear_bytes
 from workers.arch.llama import LLAMA
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
@@ -50,7 +65,8 @@ MODELS = {
 }
 C4 = CalibrationConf(name="c4", source="c4")
 SUITE = SuiteConf(name="suite")
-GPTQ = MethodConf(round=GptqRound())
+BASELINE, RTN = MethodConf(), MethodConf(round=NearestRound())
+GPTQ, GPTAQ = MethodConf(round=GptqRound()), MethodConf(round=GptaqRound())
 HALF = NumericsConf(dtype="bfloat16")
 
 
@@ -161,47 +177,64 @@ def test_no_group_size_is_always_possible() -> None:
 # --- weights ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("scheme", "bits"),
-    [
-        (UniformScheme(bits=2, group_size=128), 2 + 18 / 128),  # 2.14, 3.15, 4.16 of the AWQ paper's tables
-        (UniformScheme(bits=3, group_size=128), 3 + 19 / 128),
-        (UniformScheme(bits=4, group_size=128), 4 + 20 / 128),
-        (UniformScheme(bits=4), 4 + 20 / 4096),
-        (UniformScheme(bits=4, group_size=128, symmetric=True), 4 + 16 / 128),
-        (UniformScheme(bits=4, group_size=64, scale_dtype="float32"), 4 + 36 / 64),
-        (RealZeroScheme(bits=4, group_size=64), 4.5),
-        (VectorCodebookScheme(bits=2), 2.0),
-        (FloatScheme(), 16.0),
-        (MixedScheme(bits=2), 2 + 1 + 56 / 4096),  # the average, the mask, two grids per row
-    ],
-)
-def test_bits_per_weight_count_codes_scales_and_zero_points(scheme: SchemeConf, bits: float) -> None:
-    assert mm.bits_per_weight(scheme, 4096) == pytest.approx(bits, abs=1e-12)
-
-
 def test_packed_bytes_of_llama_7b_by_hand() -> None:
     architecture, shape = MODELS["llama2-7b"]
-    packed = mm.quantized_bytes(architecture, shape, UniformScheme(bits=4, group_size=128), "packed", "float16")
+    scheme = UniformScheme(bits=4, group_size=128)
+    packed = mm.quantized_bytes(architecture, shape, RTN, scheme, "packed", "float16")
     assert packed == 6_476_005_376 * (4 + 20 / 128) / 8
-    checkpoint = mm.checkpoint_bytes(architecture, shape, UniformScheme(bits=4, group_size=128), "packed")
+    checkpoint = mm.checkpoint_bytes(architecture, shape, RTN, scheme, "packed")
     assert checkpoint - packed == 2 * (6_738_415_616 - 6_476_005_376)
+
+
+def packed_bits(method: MethodConf, scheme: SchemeConf) -> float:
+    """Bits per weight of LLaMA-7B's linears: 224 of 32 blocks, 4 x 4096 and one of 11008 inputs, ..."""
+    model = MODELS["llama2-7b"]
+    return 8 * mm.quantized_bytes(*model, method, scheme, "packed", "float16") / parameters(*model).quantized
+
+
+def test_packed_bytes_are_those_that_the_method_stores() -> None:
+    """The accounting of `workers.methods`, for every linear; each figure by hand."""
+    rotated = MethodConf(incohere=KroneckerIncohere(), clip=RmsClip(), round=LdlqRound())
+    num_weights, num_linears, num_inputs = 6_476_005_376, 224, 32 * (6 * 4096 + 11008)
+    basis = (16 * num_inputs + (64 + 16) * num_linears) / num_weights  # d of every input; a seed and one scale
+    assert packed_bits(rotated, UniformScheme(bits=4)) == pytest.approx(4 + basis, abs=1e-8)
+    hadamard = MethodConf(incohere=HadamardIncohere(), clip=RmsClip(), round=LdlqRound())
+    codebook = VectorCodebookScheme(bits=2)
+    assert packed_bits(hadamard, codebook) == pytest.approx(2 + 80 * num_linears / num_weights, abs=1e-8)
+    outputs = 32 * (5 * 4096 + 2 * 11008)
+    mask = MethodConf(keep=MaskKeep(), round=GptqRound())
+    assert packed_bits(mask, MixedScheme(bits=2)) == pytest.approx(3 + 56 * outputs / num_weights, abs=1e-4)
+
+
+def test_three_bits_take_the_words_they_fill() -> None:
+    scheme = UniformScheme(bits=3, group_size=128)
+    assert packed_bits(RTN, scheme) == pytest.approx(3.2 + 19 / 128, abs=1e-8)
+
+
+def test_kept_columns_take_their_bits() -> None:
+    owq = MethodConf(keep=ColumnsKeep(extra_bits=0.1), clip=MseClip(), round=GptqRound())
+    assert packed_bits(owq, UniformScheme(bits=2)) - packed_bits(GPTQ, UniformScheme(bits=2)) == pytest.approx(
+        0.1, abs=0.01
+    )
 
 
 def test_source_weights_take_the_bytes_of_their_dtype() -> None:
     for name, width in (("llama2-7b", 2), ("mamba-2.8b", 4)):
         total = parameters(*MODELS[name]).total
-        assert mm.checkpoint_bytes(*MODELS[name], FloatScheme(), "source") == width * total
+        assert mm.checkpoint_bytes(*MODELS[name], BASELINE, FloatScheme(), "source") == width * total
 
 
 def test_the_baseline_adds_nothing_to_the_storage_and_a_dense_copy_is_temporary() -> None:
     model = MODELS["llama2-7b"]
-    assert mm.disk(*model, FloatScheme(), "source", C4) == mm.Disk(0, 0)
-    packed = mm.disk(*model, UniformScheme(bits=3), "packed", C4)
-    dense = mm.disk(*model, UniformScheme(bits=3), "dense", C4)
+    assert mm.disk(*model, BASELINE, FloatScheme(), "source", C4, HALF) == mm.Disk(0, 0)
+    scheme = UniformScheme(bits=3)
+    packed = mm.disk(*model, GPTQ, scheme, "packed", C4, HALF)
+    dense = mm.disk(*model, GPTQ, scheme, "dense", C4, HALF)
     assert packed.kept == dense.kept
-    assert packed.temporary == 128 * 2048 * 4096 * 4
+    assert packed.temporary == 128 * 2048 * 4096 * 2
     assert dense.temporary == 2 * 6_738_415_616
+    assert mm.disk(*model, RTN, scheme, "packed", C4, HALF).temporary == 0
+    assert mm.disk(*model, GPTAQ, scheme, "packed", C4, NumericsConf()).temporary == 2 * 128 * 2048 * 4096 * 4
 
 
 @settings(deadline=None)
@@ -209,10 +242,10 @@ def test_the_baseline_adds_nothing_to_the_storage_and_a_dense_copy_is_temporary(
 def test_more_bits_never_take_fewer_bytes(name: str, bits: int, group_size: int | None) -> None:
     model = MODELS[name]
     fewer, more = (UniformScheme(bits=b, group_size=group_size) for b in (bits, bits + 1))
-    assert mm.checkpoint_bytes(*model, fewer, "packed") < mm.checkpoint_bytes(*model, more, "packed")
+    assert mm.checkpoint_bytes(*model, RTN, fewer, "packed") < mm.checkpoint_bytes(*model, RTN, more, "packed")
     assert (
-        mm.evaluate_memory(*model, fewer, "packed", SUITE).device_bytes
-        < mm.evaluate_memory(*model, more, "packed", SUITE).device_bytes
+        mm.evaluate_memory(*model, RTN, fewer, "packed", SUITE).device_bytes
+        < mm.evaluate_memory(*model, RTN, more, "packed", SUITE).device_bytes
     )
 
 
@@ -222,46 +255,133 @@ def test_more_bits_never_take_fewer_bytes(name: str, bits: int, group_size: int 
 def test_a_mixtral_block_holds_one_hessian_for_every_distinct_input() -> None:
     memory = mm.quantize_memory(*MODELS["mixtral-8x7b"], GPTQ, C4, HALF)
     # qkv, o, and eight experts' w1/w3 at 4096; eight experts' w2 at 14336
-    assert memory.hessians == 4 * (10 * 4096**2 + 8 * 14336**2)
+    assert memory.collected == 4 * (10 * 4096**2 + 8 * 14336**2)
     assert len(group_inputs(block_linears(*MODELS["mixtral-8x7b"], 0))) == 4
 
 
 def test_a_70b_block_needs_what_the_cost_guide_says() -> None:
     memory = mm.quantize_memory(*MODELS["llama2-70b"], GPTQ, C4, HALF)
     assert memory.block == pytest.approx(1.7e9, rel=0.02)
-    assert memory.hessians == 4 * (3 * 8192**2 + 28672**2)
-    assert memory.activations == 2 * 128 * 2048 * 8192 * 4
-    assert memory.solver == 4 * 28672 * (3 * 8192 + 2 * 28672)
-    assert memory.device_bytes < 24 * mm.GIB
+    assert memory.collected == 4 * (3 * 8192**2 + 28672**2)
+    assert memory.activations == 2 * 128 * 2048 * 8192 * 2
+    assert memory.solver == 4 * 28672 * (1.5 * 8192 + 4 * 28672)  # down_proj is factored: a weight, four Hessians
+    assert memory.device_bytes == memory.block + memory.collected + memory.solver < 21 * mm.GIB
 
 
 def test_methods_without_data_carry_no_activations_and_no_hessian() -> None:
-    memory = mm.quantize_memory(*MODELS["llama2-7b"], MethodConf(round=NearestRound()), C4, HALF)
-    assert (memory.activations, memory.hessians) == (0, 0)
-    searched = MethodConf(clip=SearchClip(), round=NearestRound())
-    assert mm.quantize_memory(*MODELS["llama2-7b"], searched, C4, HALF).activations > 0
+    for method in (RTN, MethodConf(round=HqqRound()), MethodConf(rotate=HadamardRotate(), round=NearestRound())):
+        memory = mm.quantize_memory(*MODELS["llama2-7b"], method, C4, HALF)
+        assert (memory.activations, memory.collected) == (0, 0)
 
 
-def test_a_grid_searched_by_proxy_loss_needs_the_hessian() -> None:
-    assert not mm.needs_hessian(MethodConf(clip=RmsClip(), round=NearestRound()))
-    assert mm.needs_hessian(MethodConf(clip=RmsClip(candidates=[1.5, 2.4]), round=NearestRound()))
+def memory_of(method: MethodConf, numerics: NumericsConf = HALF, name: str = "llama2-7b") -> mm.QuantizeMemory:
+    return mm.quantize_memory(*MODELS[name], method, C4, numerics)
 
 
-def test_a_full_precision_stream_doubles_activations_and_gptaq_the_hessians() -> None:
-    plain = mm.quantize_memory(*MODELS["llama2-7b"], GPTQ, C4, HALF)
-    asymmetric = mm.quantize_memory(*MODELS["llama2-7b"], MethodConf(round=GptaqRound()), C4, HALF)
-    assert asymmetric.activations == 2 * plain.activations
-    assert asymmetric.hessians == 2 * plain.hessians
+STREAM = 128 * 2048 * 4096 * 2  # of LLaMA-7B in bfloat16
+INPUTS = 3 * 4096 + 11008  # of its groups: qkv, o, gate and up, down
+SQUARES = 3 * 4096**2 + 11008**2
+WEIGHTS = 4 * 4096**2 + 3 * 4096 * 11008
+
+
+@pytest.mark.parametrize(
+    ("method", "streams"),
+    [
+        (MethodConf(round=GptqRound()), 2),  # through the quantized blocks, and a copy of it
+        (MethodConf(round=GptqRound(), inputs="original"), 2),  # through the original ones
+        (MethodConf(round=GptaqRound()), 4),  # through both
+        (MethodConf(clip=LearnedClip(), tune=BlockTune(learns=["clip"]), round=NearestRound()), 4),
+        (MethodConf(clip=LearnedClip(), tune=BlockTune(learns=["clip"], aug_loss=True), round=NearestRound()), 5),
+        (MethodConf(scale=AwqScale(num_windows=32), clip=SearchClip(), round=NearestRound(), inputs="original"), 3),
+    ],
+)
+def test_each_stream_of_hidden_states_lies_on_the_host_twice(method: MethodConf, streams: int) -> None:
+    """AWQ: 32 of 128 windows, inputs and outputs of two modules."""
+    assert memory_of(method).activations == streams * STREAM
+
+
+@pytest.mark.parametrize(
+    ("method", "collected"),
+    [
+        (MethodConf(round=GptqRound()), 4 * SQUARES),
+        (MethodConf(round=GptaqRound()), 8 * SQUARES),
+        (MethodConf(incohere=KroneckerIncohere(), clip=RmsClip(), round=NearestRound()), 4 * SQUARES),
+        (MethodConf(scale=SmoothScale(), round=NearestRound()), 0),
+        (MethodConf(clip=SearchClip(num_tokens=512), round=NearestRound()), 4 * (SQUARES + 2 * 512 * INPUTS)),
+        (MethodConf(clip=LearnedClip(), tune=BlockTune(learns=["clip"]), round=NearestRound()), 0),
+    ],
+)
+def test_what_calibration_collects_of_a_block(method: MethodConf, collected: int) -> None:
+    assert memory_of(method).collected == collected
+
+
+def test_inputs_of_the_original_model_wait_for_those_of_the_quantized_one() -> None:
+    extra = memory_of(GPTAQ).window - memory_of(GPTQ).window
+    assert extra == 2048 * INPUTS * 4
+
+
+@pytest.mark.parametrize(
+    ("method", "weights", "squares"),  # copies of down_proj, 4096 x 11008, and of its Hessian, which are the largest
+    [
+        (RTN, 4, 0),
+        (MethodConf(round=HqqRound()), 7.2, 0),
+        (GPTQ, 1.5, 4),
+        (MethodConf(clip=RmsClip(), round=LdlqRound()), 1.5, 4),
+        (GPTAQ, 1.5, 5),
+        (MethodConf(incohere=KroneckerIncohere(), clip=RmsClip(), round=LdlqRound()), 1.5 + 1.3, 4 + 2.3),
+        (MethodConf(incohere=HadamardIncohere(), clip=RmsClip(), round=LdlqRound()), 1.5 + 1.3, 4 + 2.3),
+        (MethodConf(rotate=HadamardRotate(), round=GptqRound()), 1.5 + 1.3, 4 + 2.3),
+        (MethodConf(rotate=HadamardRotate(intermediate=False), round=GptqRound()), 1.5, 4),
+        (MethodConf(keep=ColumnsKeep(), clip=MseClip(), round=GptqRound()), 1.5 + 2.1, 4 + 1.4),
+        (MethodConf(keep=MaskKeep(), round=GptqRound()), 13.0, 1.5),
+    ],
+)
+def test_a_linear_in_work_is_held_so_many_times(method: MethodConf, weights: float, squares: float) -> None:
+    expected = 4 * (weights * 4096 * 11008 + squares * 11008**2)
+    assert memory_of(method).solver == pytest.approx(expected, abs=1)
+
+
+def test_losses_in_float64_take_more_than_factoring_where_a_linear_is_wider_than_long() -> None:
+    (down,) = (x for x in block_linears(*MODELS["llama2-7b"], 0) if x.name == "mlp.down_proj")
+    tall = dataclasses.replace(down, out_features=11008, in_features=4096)
+    assert linear_bytes(GPTQ, tall) == 4 * 8.5 * 4096 * 11008
+
+
+@pytest.mark.parametrize(
+    ("tune", "scale", "copies"),
+    [
+        (BlockTune(learns=["clip"]), NoScale(), 3),
+        (BlockTune(learns=["clip", "scale"]), LearnedScale(), 5),
+        (BlockTune(learns=["rounding"], optimizer="adamw"), NoScale(), 9),
+        (BlockTune(learns=["rounding"], optimizer="signsgd"), NoScale(), 7),
+    ],
+)
+def test_training_holds_so_many_copies_of_a_block_and_its_batch_in_float32(
+    tune: BlockTune, scale: ScaleConf, copies: int
+) -> None:
+    method = MethodConf(scale=scale, clip=LearnedClip(), tune=tune, round=NearestRound())
+    token = 6 * 4096 + 2 * (5 * 4096 + 2 * 11008)
+    batch = 2 * 2048 * token
+    assert memory_of(method, NumericsConf()).training == 4 * (copies * WEIGHTS + batch)
+    assert memory_of(method, HALF).training == 4 * ((copies + 1) * WEIGHTS + batch)
+    learned = memory_of(method).solver - memory_of(dataclasses.replace(method, tune=BlockTune())).solver
+    assert learned == (4 * WEIGHTS if "rounding" in tune.learns else 0)
 
 
 def test_training_a_block_takes_more_of_the_device_than_rounding_it() -> None:
     tuned = MethodConf(tune=BlockTune(learns=["clip"]), round=NearestRound())
     offsets = MethodConf(tune=BlockTune(learns=["clip", "rounding"]), round=NearestRound())
-    plain, clip, rounding = (
-        mm.quantize_memory(*MODELS["llama2-7b"], method, C4, HALF).device_bytes
-        for method in (MethodConf(round=NearestRound()), tuned, offsets)
-    )
+    plain, clip, rounding = (memory_of(method).device_bytes for method in (RTN, tuned, offsets))
     assert plain < clip < rounding
+
+
+def test_a_rotation_turns_a_matrix_of_the_vocabulary_in_parts() -> None:
+    turned = memory_of(MethodConf(rotate=HadamardRotate(), round=NearestRound()))
+    assert turned.rotation == 2 * 32000 * 4096 + 4 * 8 * 2**24
+    assert turned.vocabulary == 2 * 2 * 32000 * 4096 + 4 * 8 * 2**24
+    random = memory_of(MethodConf(rotate=RandomRotate(), round=NearestRound()))
+    assert random.rotation - turned.rotation == 8 * 4096**2
+    assert memory_of(RTN).rotation == 0
 
 
 @settings(deadline=None)
@@ -301,8 +421,8 @@ def test_mamba_keeps_a_state_instead_of_keys_and_values() -> None:
 
 def test_evaluating_in_float32_doubles_the_weights() -> None:
     single = dataclasses.replace(SUITE, dtype="float32")
-    half = mm.evaluate_memory(*MODELS["llama2-7b"], FloatScheme(), "source", SUITE)
-    full = mm.evaluate_memory(*MODELS["llama2-7b"], FloatScheme(), "source", single)
+    half = mm.evaluate_memory(*MODELS["llama2-7b"], BASELINE, FloatScheme(), "source", SUITE)
+    full = mm.evaluate_memory(*MODELS["llama2-7b"], BASELINE, FloatScheme(), "source", single)
     assert full.weights == 2 * half.weights == 4 * 6_738_415_616
 
 
@@ -313,7 +433,7 @@ def test_evaluating_in_float32_doubles_the_weights() -> None:
     st.sampled_from([1, 2, 4]),
 )
 def test_more_gpus_never_take_more_memory_each(name: str, form: tuple[SchemeConf, str], size: int) -> None:
-    fewer, more = (mm.evaluate_memory(*MODELS[name], *form, SUITE, n) for n in (size, 2 * size))
+    fewer, more = (mm.evaluate_memory(*MODELS[name], RTN, *form, SUITE, n) for n in (size, 2 * size))
     assert more.device_bytes < fewer.device_bytes
     assert more.weights * 2 * size >= fewer.weights * size
 

@@ -45,6 +45,7 @@ MODELS = {
 }
 SUITE = SuiteConf(name="suite")
 C4 = CalibrationConf(name="c4", source="c4")
+RTN = MethodConf(round=NearestRound())
 GPTQ = MethodConf(round=GptqRound())
 AUTOROUND = MethodConf(tune=BlockTune(learns=["rounding"], batch_size=8), round=NearestRound())
 FLOAT32 = NumericsConf()
@@ -70,7 +71,7 @@ def cpus(memory_gib: float, num_cpus: int = 2) -> NodeConf:
 def evaluate(
     nodes: Sequence[NodeConf], name: str, form: tuple[SchemeConf, str], engine: str = "vllm"
 ) -> Placement | NoPlacement:
-    return place_evaluate(nodes, *MODELS[name], *form, SUITE, engine)
+    return place_evaluate(nodes, *MODELS[name], RTN, *form, SUITE, engine)
 
 
 def num_gpus(nodes: Sequence[NodeConf], name: str, form: tuple[SchemeConf, str]) -> int | None:
@@ -120,7 +121,7 @@ def test_a_baseline_that_fits_nowhere_says_what_it_needs_and_what_there_is() -> 
     refused = evaluate([gpus(1, 24)], "llama2-70b", BASELINE)
     assert isinstance(refused, NoPlacement)
     assert refused.reason.startswith("the 16-bit baseline fits no placement")
-    need = evaluate_memory(*MODELS["llama2-70b"], *BASELINE, SUITE).device_bytes / GIB + DEVICE_GIB
+    need = evaluate_memory(*MODELS["llama2-70b"], RTN, *BASELINE, SUITE).device_bytes / GIB + DEVICE_GIB
     assert f"{need:.1f} GiB on each of 1" in refused.reason
     assert "1 x 24 GiB" in refused.reason
 
@@ -151,7 +152,7 @@ def test_the_mini_model_fits_two_cores_and_8_gib_twice() -> None:
     calibration = CalibrationConf(name="mini", source="text", num_sequences=128, sequence_length=256)
     suite = SuiteConf(name="mini", sequence_length=256, dtype="float32", tasks=["mini"])
     quantize = place_quantize(machine, *mini, GPTQ, calibration, FLOAT32)
-    score = place_evaluate(machine, *mini, *W4, suite, "vllm")
+    score = place_evaluate(machine, *mini, RTN, *W4, suite, "vllm")
     assert isinstance(quantize, Placement) and isinstance(score, Placement)
     for placement in (quantize, score):
         assert (placement.num_gpus, placement.num_cpus, placement.tensor_parallel_size) == (0, 1, 1)
@@ -328,7 +329,7 @@ def test_an_engine_fits_wherever_its_placement_can_land(
     assert takers(nodes, placement)
     if placement.num_gpus:
         assert placement.num_gpus == placement.tensor_parallel_size
-        need = evaluate_memory(*MODELS[name], *form, SUITE, placement.tensor_parallel_size).device_bytes
+        need = evaluate_memory(*MODELS[name], RTN, *form, SUITE, placement.tensor_parallel_size).device_bytes
         assert all(need <= USABLE * node.gpu_memory_gib * GIB for node in takers(nodes, placement))
 
 

@@ -53,7 +53,7 @@ def test_hours_count_every_gpu_that_a_stage_holds() -> None:
     quantize = quantize_cost(
         "llama", cell.shape, config.method, config.scheme, config.calibration, config.numerics, node
     ).seconds
-    evaluate = evaluate_cost("llama", cell.shape, config.scheme, "dense", config.suite, node, 2).seconds
+    evaluate = evaluate_cost("llama", cell.shape, config.method, config.scheme, "dense", config.suite, node, 2).seconds
     plan = plan_cell(cell, A100)
     assert plan.placement == "1 / 2"
     assert plan.hours == pytest.approx((quantize + 2 * evaluate) / 3600)

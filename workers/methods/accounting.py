@@ -25,25 +25,30 @@ RESCALE_BITS, SEED_BITS = 16, 64  # of an incoherent basis: one for each input, 
 
 
 def bits_per_weight(method: MethodConf, scheme: SchemeConf, out_features: int, in_features: int) -> float:
-    """Everything that is stored for a linear over its number of weights.
+    """`stored_bits` over the number of weights."""
+    return stored_bits(method, scheme, out_features, in_features) / (out_features * in_features)
 
-    b + (scale bits + b) / group for an asymmetric grid; a symmetric one stores no zero point, and QuIP's grid one scale
-    for the matrix (or each group) alone. Raises ValueError for a scheme it has no rule for.
+
+def stored_bits(method: MethodConf, scheme: SchemeConf, out_features: int, in_features: int) -> int:
+    """Everything that is stored for a linear.
+
+    A weight takes b + (scale bits + b) / group on an asymmetric grid; a symmetric one stores no zero point, and QuIP's
+    grid one scale for the matrix (or each group) alone. Raises ValueError for a scheme it has no rule for.
     """
-    if isinstance(scheme, FloatScheme):
-        return float(scheme.bits)
     num_weights = out_features * in_features
+    if isinstance(scheme, FloatScheme):
+        return scheme.bits * num_weights
     basis = _basis_bits(method.incohere, in_features)
     if isinstance(scheme, MixedScheme):
         assert isinstance(method.keep, MaskKeep)
-        return (_mask_bits(method.keep, scheme, out_features, num_weights) + basis) / num_weights
+        return _mask_bits(method.keep, scheme, out_features, num_weights) + basis
     if isinstance(scheme, VectorCodebookScheme):
-        return scheme.bits + (FLOAT_BITS + basis) / num_weights
+        return scheme.bits * num_weights + FLOAT_BITS + basis
     kept = kept_columns(method.keep, scheme, in_features)
     codes = scheme.bits * out_features * (in_features - kept)
     grids = _grid_bits(method, scheme, out_features, in_features - kept)
     columns = kept * (FLOAT_BITS * out_features + INDEX_BITS)
-    return (codes + grids + columns + basis) / num_weights
+    return codes + grids + columns + basis
 
 
 def _grid_bits(method: MethodConf, scheme: SchemeConf, out_features: int, in_features: int) -> int:
@@ -58,7 +63,7 @@ def _grid_bits(method: MethodConf, scheme: SchemeConf, out_features: int, in_fea
     return num_grids * (SCALE_BITS[scheme.scale_dtype] + zero_point_bits)
 
 
-def _mask_bits(keep: MaskKeep, scheme: MixedScheme, out_features: int, num_weights: int) -> float:
+def _mask_bits(keep: MaskKeep, scheme: MixedScheme, out_features: int, num_weights: int) -> int:
     """The mask itself, one bit or `keep.bits` for each entry, and two grids for each row."""
     num_salient = round(salient_fraction(keep, scheme) * num_weights)
     grids = out_features * (2 * FLOAT_BITS + FLOAT_BITS + keep.bits)

@@ -66,6 +66,7 @@ def test_ordinary_settings_are_accepted(method: MethodConf, scheme: SchemeConf) 
         (_scaled(AwqScale(num_windows=0)), UniformScheme(bits=4), "method.scale.num_windows"),
         (_scaled(AwqScale(gqa="min")), UniformScheme(bits=4), "method.scale.gqa"),
         (_method(NearestRound(), clip=RmsClip(constant=0.0)), UniformScheme(bits=4), "method.clip.constant"),
+        (_method(NearestRound(), clip=RmsClip(candidates=[1.5])), UniformScheme(bits=4), "method.clip.candidates"),
         (_method(LdlqRound(), clip=RmsClip()), VectorCodebookScheme(bits=5), "scheme.bits=5: e8p has 2, 3, 4"),
         (_method(LdlqRound(), clip=RmsClip()), VectorCodebookScheme(bits=2, group_size=8), "scheme.group_size=8"),
         (_method(LdlqRound(), clip=RmsClip()), VectorCodebookScheme(bits=2, codebook="d4"), "scheme.codebook=d4"),
