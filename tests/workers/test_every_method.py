@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,8 +18,10 @@ from workers.methods.refusals import refusals
 from workers.methods.registry import missing_schemes, missing_stages
 from workers.pipeline import quantize
 
-NAMES = sorted(path.stem for path in Path(register.__file__).parent.glob("method/*.yaml") if path.stem != "slots_schema")
-SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_key_value_heads": 1}
+NAMES = sorted(
+    path.stem for path in Path(register.__file__).parent.glob("method/*.yaml") if path.stem != "slots_schema"
+)
+SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_key_value_heads": 1}
 
 
 @cache

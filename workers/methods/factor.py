@@ -71,4 +71,3 @@ def _sound(hessian: Tensor) -> tuple[Tensor, Tensor]:
     sound = (hessian + hessian.mT).div_(2)
     sound.diagonal()[~live] = mean
     return sound, mean
-

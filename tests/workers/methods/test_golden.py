@@ -30,7 +30,7 @@ from conf.schema import (
 from workers.methods.clip import minmax, rms
 from workers.methods.grid import QuantParams, dequantize
 from workers.methods.incohere.basis import Basis
-from workers.methods.incohere.kronecker import rescale_of
+from workers.methods.incohere.rescale import rescale_of
 from workers.methods.linear import QuantizedLinear, quantize_linear
 from workers.methods.loss import proxy_loss
 from workers.methods.round import ldlq

@@ -1,6 +1,7 @@
 """QuIP's grid: as many levels as codes, evenly from -S to S, S a constant times the root mean square; and QuIP#'s."""
 
 import dataclasses
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -12,6 +13,18 @@ from workers.methods.grid import SMALLEST_SCALE, GridScheme, QuantParams, scale_
 from workers.methods.statistics import Statistics
 
 CONSTANT = 2.4
+
+
+@overload
+def fit_grid(
+    weight: Tensor, clip: RmsClip, scheme: GridScheme, statistics: Statistics | None = None
+) -> QuantParams: ...
+
+
+@overload
+def fit_grid(
+    weight: Tensor, clip: RmsClip, scheme: VectorCodebookScheme, statistics: Statistics | None = None
+) -> CodebookParams: ...
 
 
 def fit_grid(
