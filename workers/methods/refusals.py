@@ -87,6 +87,8 @@ def _mixed(scheme: MixedScheme, method: MethodConf, _: SchemeConf) -> list[str]:
     reasons = []
     if not isinstance(method.keep, MaskKeep):
         reasons.append("scheme=mixed: method.keep=mask says which entry has which bits; set it, or scheme=uniform")
+    if not isinstance(method.scale, NoScale):
+        reasons.append("method.scale: its search rounds to one grid a row, scheme=mixed has two; set method.scale=none")
     if scheme.group_size is not None:
         reasons.append(f"scheme.group_size={scheme.group_size}: scheme=mixed has one grid of each kind for a row; null")
     return reasons

@@ -1,17 +1,27 @@
 """Settings that are refused before anything starts."""
 
+from typing import Any
+
 import pytest
 
 from conf.schema import (
     AwqScale,
     ClipConf,
+    ColumnsKeep,
     FloatScheme,
+    GptaqRound,
     GptqRound,
+    HqqRound,
+    KeepConf,
     LdlqRound,
+    MaskKeep,
     MethodConf,
     MinmaxClip,
+    MixedScheme,
     MseClip,
     NearestRound,
+    NoKeep,
+    RealZeroScheme,
     RmsClip,
     RoundConf,
     SchemeConf,
@@ -24,6 +34,10 @@ from workers.methods.refusals import refusals
 
 def _method(stage: RoundConf, clip: ClipConf | None = None) -> MethodConf:
     return MethodConf(name="m", category="compensation", clip=clip or MinmaxClip(), round=stage)
+
+
+def _kept(keep: KeepConf, **stages: Any) -> MethodConf:
+    return MethodConf(**{"name": "m", "category": "compensation", "round": GptqRound(), "keep": keep, **stages})
 
 
 def _scaled(scale: AwqScale) -> MethodConf:
@@ -51,6 +65,28 @@ def test_ordinary_settings_are_accepted(method: MethodConf, scheme: SchemeConf) 
     ("method", "scheme", "key"),
     [
         (_method(NearestRound()), FloatScheme(), "scheme"),
+        (_kept(ColumnsKeep()), UniformScheme(bits=2, group_size=64), "scheme.group_size"),
+        (_kept(ColumnsKeep(extra_bits=15.0)), UniformScheme(bits=2), "method.keep.extra_bits"),
+        (_kept(ColumnsKeep(damping=-1.0)), UniformScheme(bits=2), "method.keep.damping"),
+        (_kept(MaskKeep()), UniformScheme(bits=2), "method.keep"),
+        (_kept(NoKeep()), MixedScheme(bits=2), "scheme"),
+        (_kept(MaskKeep()), MixedScheme(bits=2, group_size=64), "scheme.group_size"),
+        (_kept(MaskKeep(), clip=MseClip()), MixedScheme(bits=2), "method.clip"),
+        (_kept(MaskKeep(), scale=AwqScale()), MixedScheme(bits=2), "method.scale"),
+        (_kept(MaskKeep(saliency="loud")), MixedScheme(bits=2), "method.keep.saliency"),
+        (_kept(MaskKeep(bits=9)), MixedScheme(bits=2), "method.keep.bits"),
+        (_kept(MaskKeep(fraction=1.5)), MixedScheme(bits=2), "method.keep.fraction"),
+        (_kept(MaskKeep(bits=2)), MixedScheme(bits=3), "scheme.bits"),
+        (_method(HqqRound()), UniformScheme(bits=2), "method.round"),
+        (_method(HqqRound(iterations=-1)), RealZeroScheme(bits=2), "method.round.iterations"),
+        (_method(HqqRound(beta=0.0)), RealZeroScheme(bits=2), "method.round.beta"),
+        (_method(HqqRound(norm=-0.5)), RealZeroScheme(bits=2), "method.round.norm"),
+        (_method(GptqRound()), RealZeroScheme(bits=0), "scheme.bits"),
+        (_method(GptqRound(), clip=RmsClip()), RealZeroScheme(bits=2), "method.clip"),
+        (_method(GptaqRound(static_groups=False)), UniformScheme(bits=2), "method.round.static_groups"),
+        (_kept(ColumnsKeep(), round=GptaqRound()), UniformScheme(bits=2), "method.keep"),
+        (_kept(NoKeep(), round=GptaqRound(), inputs="original"), UniformScheme(bits=2), "method.inputs"),
+        (_kept(NoKeep(), inputs="both"), UniformScheme(bits=2), "method.inputs"),
         (_method(NearestRound()), UniformScheme(bits=9), "scheme.bits"),
         (_method(NearestRound()), UniformScheme(bits=4, group_size=0), "scheme.group_size"),
         (_method(NearestRound()), UniformScheme(bits=4, scale_dtype="bfloat16"), "scheme.scale_dtype"),
