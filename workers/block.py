@@ -216,9 +216,8 @@ def _quantize_one(
         result = quantize_linear(weight, statistics, method, request.scheme, seed_of(request.seed, f"{prefix}.{name}"))
     except MethodError as error:
         raise NumericalError(str(error), layer=f"{prefix}.{name}") from error
-    dense = result.dequantize()
-    unchanged = torch.equal(dense, weight)  # before the write: weight may be the linear's own storage
-    linear.weight.data.copy_(dense)
+    unchanged = torch.equal(result.dense, weight)  # before the write: weight may be the linear's own storage
+    linear.weight.data.copy_(result.dense)
     report = LayerReport(
         block=index,
         linear=name,

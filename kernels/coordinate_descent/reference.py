@@ -31,16 +31,16 @@ def improve_columns(
     largest = torch.as_tensor(max_code, dtype=weight.dtype, device=weight.device).expand(scale.shape).mT.contiguous()
     groups = group_of_column.tolist()
     new = codes.mT.contiguous()
-    values = scales[group_of_column] * (new.to(weight.dtype) - zeros[group_of_column])
-    error = values - weight.mT
+    values = new.to(weight.dtype).sub_(zeros[group_of_column]).mul_(scales[group_of_column])
+    error = values - weight.mT.contiguous()
     diagonal = hessian.diagonal().tolist()
     for stop in range(len(new), 0, -block_size):
         start = max(stop - block_size, 0)
         gradient = hessian[start:stop] @ error  # (E H)^T of the block, for the errors as they are now
-        moved = torch.zeros_like(gradient)
+        moved = torch.empty_like(gradient)
         for k in reversed(range(start, stop)):
             s, z = scales[groups[k]], zeros[groups[k]]
-            pull = torch.addmv(gradient[k - start], moved.mT, hessian[start:stop, k])
+            pull = torch.addmv(gradient[k - start], moved[k + 1 - start :].mT, hessian[k, k + 1 : stop])
             best = values[k] - pull / diagonal[k]
             code = best.div_(s).round_().add_(z).clamp_(min=0).minimum(largest[groups[k]])
             value = (code - z) * s

@@ -48,7 +48,7 @@ def linears(draw: st.DrawFn) -> tuple[torch.Tensor, QuantParams, UniformScheme]:
 
 
 def in_own_basis(codes: torch.Tensor, params: QuantParams) -> QuantizedLinear:
-    return QuantizedLinear(codes, params, None, Outcome("", 0.0, None, 0, None, None, None))
+    return QuantizedLinear(codes, params, None, Outcome("", 0.0, None, 0, None, None, None), params.values(codes))
 
 
 @given(linears())
@@ -80,7 +80,7 @@ def test_a_linear_in_a_basis_of_its_own_comes_back_with_it(group_size: int | Non
     linear = quantize_linear(weight, Statistics(torch.eye(40)), method, scheme, seed=7)
     layout = packing.layout_of(method, scheme)
     tensors = packing.pack(linear, layout)
-    assert torch.equal(restored(*packing.unpack(tensors, layout)), linear.dequantize())
+    assert torch.equal(restored(*packing.unpack(tensors, layout)), linear.dense)
     assert tensors["weight_scale"].numel() == (1 if group_size is None else 12 * 5)
     codes = tensors["weight_packed"].numel() * 32
     stored = sum(t.numel() * t.element_size() * 8 for name, t in tensors.items() if name != "weight_shape")

@@ -134,7 +134,7 @@ def test_baked_weights_are_those_of_the_training_forward(name: str, sizes: dict[
         module = problem.block.get_submodule(linear)
         assert isinstance(module, nn.Linear)
         statistics = Statistics(learned=found.learned[linear])
-        module.weight.data = quantize_linear(module.weight.data, statistics, method, SCHEME).dequantize()
+        module.weight.data = quantize_linear(module.weight.data, statistics, method, SCHEME).dense
     for parameter, tensor in problem.block.named_parameters():
         assert torch.equal(tensor, state[parameter]), parameter
     assert torch.equal(problem.run(problem.inputs), forward)

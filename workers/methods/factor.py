@@ -68,6 +68,7 @@ def _sound(hessian: Tensor) -> tuple[Tensor, Tensor]:
             "the Hessian is zero, no calibration token reached this linear; raise calibration.num_sequences"
         )
     mean = diagonal[live].mean()
-    sound = (hessian + hessian.mT).div_(2)
+    sound = hessian.mT.contiguous()  # first copied, then added: a sum of both orders of storage is far slower
+    sound.add_(hessian).div_(2)
     sound.diagonal()[~live] = mean
     return sound, mean

@@ -43,16 +43,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class QuantizedLinear:
-    """codes: [out, in], in the basis the linear was rounded in (null: its own); what params make of them."""
+    """codes: [out, in], in the basis the linear was rounded in (null: its own); what params make of them.
+
+    dense: the weight they stand for, in the linear's own basis, [out, in] of the dtype the linear came in.
+    """
 
     codes: Tensor
     params: Params
     basis: Basis | None
     outcome: Outcome
-
-    def dequantize(self) -> Tensor:
-        """The weight the codes stand for, in the linear's own basis: [out, in] float32."""
-        return restored(self.codes, self.params, self.basis)
+    dense: Tensor
 
 
 def restored(codes: Tensor, params: Params, basis: Basis | None, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -78,7 +78,8 @@ def quantize_linear(
     in_dtype = _map(statistics, lambda tensor: tensor.to(weight.dtype))
     basis = _basis(weight, in_dtype.hessian, method, seed)
     clip, rounded = _round(weight, in_dtype, basis, method, scheme)
-    loss, relative = _losses(weight, restored(rounded.codes, rounded.params, basis, torch.float64), statistics.hessian)
+    dense = restored(rounded.codes, rounded.params, basis, weight.dtype)
+    loss, relative = _losses(weight, dense, statistics.hessian)
     outcome = Outcome(
         applied=_applied(method, clip, rounded),
         bits_per_weight=bits_per_weight(method, scheme, *weight.shape),
@@ -88,7 +89,7 @@ def quantize_linear(
         proxy_loss=loss,
         relative_proxy_loss=relative,
     )
-    return QuantizedLinear(rounded.codes, rounded.params, basis, outcome)
+    return QuantizedLinear(rounded.codes, rounded.params, basis, outcome, dense)
 
 
 def _map(statistics: Statistics, change: Callable[[Tensor], Tensor]) -> Statistics:
@@ -173,21 +174,24 @@ def _require_supported(method: MethodConf, scheme: SchemeConf) -> None:
 
 
 def _require_sound(weight: Tensor, statistics: Statistics) -> None:
-    if not torch.isfinite(weight).all():
+    if not _is_finite(weight):
         raise MethodError("the weight has NaN or Inf; check the checkpoint's files")
     for name, tensor in (("Hessian", statistics.hessian), ("cross-Hessian", statistics.cross_hessian)):
         if tensor is None:
             continue
         if tensor.shape != (weight.shape[1], weight.shape[1]):
             raise ValueError(f"{name} {list(tensor.shape)} does not fit weight [out, in] = {list(weight.shape)}")
-        if not torch.isfinite(tensor).all():
+        if not _is_finite(tensor):
             raise MethodError(f"the {name} has NaN or Inf: an activation overflowed; set numerics.dtype=float32")
 
 
+def _is_finite(tensor: Tensor) -> bool:
+    """The extremes hold NaN if anything does, and cost one pass without a mask of its size."""
+    return bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())
+
+
 def _losses(weight: Tensor, quantized: Tensor, hessian: Tensor | None) -> tuple[float | None, float | None]:
-    """quantized: [out, in] float64."""
     if hessian is None:
         return None, None
-    loss = proxy_loss(weight.double() - quantized, hessian)
-    full = proxy_loss(weight, hessian)  # nothing cancels here
+    loss, full = proxy_loss(weight - quantized, hessian), proxy_loss(weight, hessian)
     return loss, loss / full if full else None

@@ -134,7 +134,7 @@ def test_packed_codes_come_back_and_take_the_bits_that_are_reported(bits: int) -
     tensors = packing.pack(linear, layout)
     codes, params, basis = packing.unpack(tensors, layout)
     assert basis is None and torch.equal(codes, linear.codes) and codes.dtype == linear.codes.dtype
-    assert torch.equal(restored(codes, params, basis), linear.dequantize())
+    assert torch.equal(restored(codes, params, basis), linear.dense)
     stored = sum(t.numel() * t.element_size() * 8 for name, t in tensors.items() if name != "weight_shape")
     assert stored == linear.outcome.bits_per_weight * weight.numel()
 

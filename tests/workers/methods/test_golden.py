@@ -100,7 +100,7 @@ def test_rtn_has_the_original_scales_zero_points_and_weights(
     assert isinstance(quantized.params, QuantParams)
     assert torch.equal(quantized.params.scale[:rows], golden[f"scale.w{bits}"])
     assert torch.equal(quantized.params.zero_point[:rows], golden[f"zero.w{bits}"])
-    assert torch.equal(quantized.dequantize()[:rows], golden[f"rtn.w{bits}"])
+    assert torch.equal(quantized.dense[:rows], golden[f"rtn.w{bits}"])
     assert quantized.outcome.proxy_loss == pytest.approx(losses[f"rtn.w{bits}"], rel=1e-6)
 
 

@@ -98,7 +98,7 @@ def test_22_an_indefinite_hessian_raises_or_is_rounded_to_nearest_and_says_so(na
 def test_22_a_singular_hessian_is_damped_and_nothing_is_degraded(name: str) -> None:
     outcome = _run(name, _weight(), _statistics(_inputs(rank=2)))
     assert outcome.outcome.degraded is None
-    assert torch.isfinite(outcome.dequantize()).all()
+    assert torch.isfinite(outcome.dense).all()
 
 
 def _dead_columns(weight: Tensor, inputs: Tensor) -> None:
@@ -129,7 +129,7 @@ def test_unusual_problems_have_finite_results_and_no_fallback(
     weight, inputs = _weight(), _inputs()
     spoil(weight, inputs)
     result = _run(name, weight, _statistics(inputs))
-    dense = result.dequantize()
+    dense = result.dense
     assert torch.isfinite(dense).all()
     assert result.outcome.degraded is None
     loss = result.outcome.relative_proxy_loss

@@ -53,7 +53,7 @@ def test_15_no_kept_column_is_gptq() -> None:
 def test_15_keeping_every_column_leaves_the_weight_unchanged() -> None:
     weight, hessian = _problem()
     every = replace(OWQ, keep=ColumnsKeep(extra_bits=14.0))
-    assert torch.equal(quantize_linear(weight, Statistics(hessian), every, SCHEME).dequantize().double(), weight)
+    assert torch.equal(quantize_linear(weight, Statistics(hessian), every, SCHEME).dense.double(), weight)
 
 
 def test_kept_columns_are_the_most_sensitive_and_hold_the_best_values_for_the_others_errors() -> None:
@@ -61,7 +61,7 @@ def test_kept_columns_are_the_most_sensitive_and_hold_the_best_values_for_the_ot
     quantized = quantize_linear(weight, Statistics(hessian), OWQ, SCHEME)
     params = quantized.params
     assert isinstance(params, KeptColumns) and len(params.columns) == round(24 * 3 / 14)
-    error = quantized.dequantize().double() - weight
+    error = quantized.dense.double() - weight
     gradient = (error @ damp(hessian, 0.0))[:, params.columns]
     reference = (error.abs() @ hessian.abs())[:, params.columns]
     assert (gradient.abs() / reference).max() < 0.02  # zero but for the damping of 1 % and float16
@@ -102,7 +102,7 @@ def test_kept_columns_go_with_any_rounding_and_basis() -> None:
         method = replace(OWQ, round=rounding, incohere=KroneckerIncohere())
         quantized = quantize_linear(weight, Statistics(hessian), method, SCHEME, seed=1)
         assert quantized.outcome.applied.startswith("incohere=kronecker keep=columns clip=minmax round=")
-        assert torch.isfinite(quantized.dequantize()).all()
+        assert torch.isfinite(quantized.dense).all()
 
 
 def test_kept_columns_cost_their_bits_and_their_numbers() -> None:
@@ -123,7 +123,7 @@ def test_entries_of_a_row_have_two_levels_but_for_the_salient_ones(saliency: str
     params = quantized.params
     assert isinstance(params, MaskedParams)
     assert int(params.mask.sum()) == round(weight.numel() / 7)
-    dense = quantized.dequantize()
+    dense = quantized.dense
     for row, mask in zip(dense, params.mask, strict=True):
         assert len(row[~mask].unique()) <= 2
     if saliency == "magnitude":
@@ -136,7 +136,7 @@ def test_masked_rounding_to_nearest_is_sign_and_eight_bits() -> None:
     quantized = quantize_linear(weight, Statistics(hessian), method, MixedScheme(bits=2))
     mask = quantized.params.mask if isinstance(quantized.params, MaskedParams) else None
     assert mask is not None
-    dense = quantized.dequantize().double()
+    dense = quantized.dense.double()
     for row, found, kept in zip(weight, dense, mask, strict=True):
         low = row[~kept]
         expected = low.mean() + (low - low.mean()).abs().mean() * (low - low.mean()).sign()

@@ -26,15 +26,15 @@ class KroneckerOrthogonal:
 
     def apply(self, vectors: Tensor) -> Tensor:
         """Each row x of [..., p q] becomes V x."""
-        grid = self._grid(vectors[..., self.before.to(vectors.device)])
+        grid = self._grid(_permuted(vectors, self.before))
         turned = _along_second(_along_first(grid, self.first), self.second)
-        return turned.reshape(vectors.shape)[..., self.after.to(vectors.device)]
+        return _permuted(turned.reshape(vectors.shape), self.after)
 
     def inverse(self, vectors: Tensor) -> Tensor:
         """Each row x of [..., p q] becomes V^T x."""
-        grid = self._grid(vectors[..., self.after.argsort().to(vectors.device)])
+        grid = self._grid(_permuted(vectors, self.after.argsort()))
         turned = _along_first(_along_second(grid, self.second.mT), self.first.mT)
-        return turned.reshape(vectors.shape)[..., self.before.argsort().to(vectors.device)]
+        return _permuted(turned.reshape(vectors.shape), self.before.argsort())
 
     def _grid(self, vectors: Tensor) -> Tensor:
         return vectors.reshape(-1, self.first.shape[-1], self.second.shape[-1])
@@ -77,6 +77,11 @@ def factor_pair(size: int) -> tuple[int, int]:
             size //= divisor
         divisor += 1
     return math.prod(primes[::2]), math.prod(primes[1::2])
+
+
+def _permuted(vectors: Tensor, order: Tensor) -> Tensor:
+    """Entries of [..., n] in the order [n]."""
+    return vectors.index_select(-1, order.to(vectors.device))
 
 
 def _along_first(grid: Tensor, factors: Tensor) -> Tensor:

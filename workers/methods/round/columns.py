@@ -22,7 +22,7 @@ def round_in_order(
     """
     grid = params.for_loop(weight)
     codes = round_columns(
-        grid.weight[:, order],
+        grid.weight.index_select(1, order),
         feedback,
         grid.scale,
         grid.zero_point,
@@ -31,4 +31,4 @@ def round_in_order(
         block_size=block_size,
         drift=drift,
     )
-    return codes[:, torch.argsort(order)]
+    return codes.index_select(1, torch.argsort(order))

@@ -28,7 +28,7 @@ def round_weight(weight: Tensor, statistics: Statistics, conf: GptqRound, scheme
         raise ValueError("GPTQ needs a Hessian")
     order = column_order(hessian, act_order=conf.act_order)
     try:
-        factor = factor_damped(hessian[order][:, order], conf.damping)
+        factor = factor_damped(hessian.index_select(0, order).index_select(1, order), conf.damping)
     except IndefiniteHessianError as error:
         if conf.on_failure != "diagonal":
             raise
