@@ -5,7 +5,7 @@ from tests.orchestrator.bad_input.case import bad
 UNKNOWN_NAMES = [
     bad("methd=gptq", "'methd'", "did you mean method"),
     bad("bit=3", "'bit'", "did you mean bits"),
-    bad("experiment=papr", "conf/experiment/ has no `papr`; did you mean paper?", "valid: mini, mini_all, mini_lanes, paper, smoke"),
+    bad("experiment=papr", "conf/experiment/ has no `papr`; did you mean paper?", "valid: mini, mini_all,"),
     bad("experiment=mini,smoke", "experiment: one at a time"),
     bad("experiment=../experiment/mini", "conf/experiment/ has no `../experiment/mini`"),
     bad("method=gptqq", "conf/method/ has no `gptqq`; did you mean gptq", "valid: autoround, awq"),
