@@ -5,6 +5,7 @@ as they are, embeddings and head untouched.
 """
 
 import importlib
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 GROUP_SIZE = 64
+
+os.environ.setdefault("LLM_COMPRESSOR_LOG_DISABLED", "true")
+os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # its own default is one on two cores, and it refuses that
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ def _llm_compressor(directory: Path, windows: Any, bits: int, *, awq: bool) -> t
     weights = {"num_bits": bits, "type": "int", "symmetric": False, "strategy": "group", "group_size": GROUP_SIZE}
     grids: dict[str, Any] = {"config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}}
     grids["ignore"] = ["lm_head"]
-    recipe = [awq_modifier(), nearest_modifier(**grids)] if awq else [gptq_modifier(**grids)]
+    recipe = [awq_modifier(offload_device=None), nearest_modifier(**grids)] if awq else [gptq_modifier(**grids)]
     model = load(directory)
     dataset = Dataset.from_dict({"input_ids": windows.tolist(), "attention_mask": (windows * 0 + 1).tolist()})
     began = time.process_time()
