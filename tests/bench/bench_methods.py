@@ -11,31 +11,22 @@ beside our packages: nothing here needs them.
 import argparse
 import importlib.util
 import math
-import os
-import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from conf import register
-from conf.schema import AwqScale, MethodConf, UniformScheme
+from conf.schema import AwqScale, UniformScheme
 from tests.bench import tools
 from tests.bench.baselines import textbook_awq_scale, textbook_gptq, textbook_quip
+from tests.bench.whole_models import SHARED, composed, grid, perplexity, quantized, stream
 from tests.conftest import SHARED_VARIABLE
-from tests.workers.tiny_requests import request_for
 from workers.arch import LinearGroup
-from workers.checkpoint import checkpoint_directory
-from workers.export import write_dense
 from workers.methods.linear import quantize_linear
 from workers.methods.loss import proxy_loss
 from workers.methods.statistics import Statistics
-from workers.pipeline import quantize
 from workers.scaling import BlockScaling
 from workers.statistics import GroupStatistics
 
@@ -43,7 +34,6 @@ REPEATS = 2
 GPTQ_SIZES, QUIP_SIZES, AWQ_SIZES = (1024, 4096), (1024, 2048), (1024,)
 AWQ_TOKENS = 8192
 OURS = (("rtn", 64), ("gptq", None), ("gptq", 64), ("awq", 64), ("awq_gptq", 64), ("quip", None), ("hqq", 64))
-SHARED = Path(os.environ.get(SHARED_VARIABLE, Path(__file__).resolve().parents[3] / "shared"))
 MODEL = SHARED / "models" / "mini_reference"
 
 
@@ -78,7 +68,7 @@ def _compare(name: str, size: int, method: str, textbook: Callable[..., Tensor],
     """Ours reports both losses too, and the textbook none."""
     weight, inputs = _problem(size, 2 * size)
     hessian = inputs.mT @ inputs / len(inputs)
-    conf, scheme = _composed(method, bits, None)
+    conf, scheme = composed([f"method={method}", *grid(bits, None)])
     theirs, expected = _timed(lambda: textbook(weight.clone(), inputs, hessian))
     ours, found = _timed(lambda: quantize_linear(weight, Statistics(hessian), conf, scheme))
     losses = [proxy_loss(weight - quantized, hessian) for quantized in (found.dense, expected)]
@@ -144,11 +134,12 @@ def _models(bits: int) -> None:
     if not MODEL.is_dir():
         print(f"\nno {MODEL}; set {SHARED_VARIABLE} to measure whole models")
         return
-    windows = np.load(MODEL / "calibration_windows.npy").astype(np.int64)
+    windows = stream(MODEL / "calibration_windows.npy").numpy()
     print(f"\n{f'mini_reference, {bits} bits':44} {'CPU s':>8} {'perplexity':>11}")
     for name, group_size in OURS:
         label = f"ours {name} {f'g{group_size}' if group_size else 'per row'}"
-        print(f"{label:44} {_figures(*_ours(name, bits, group_size, windows))}", flush=True)
+        made = quantized(MODEL, [f"method={name}", *grid(bits, group_size)], windows)
+        print(f"{label:44} {_figures(made.seconds, made.model)}", flush=True)
     for tool in tools.TOOLS:
         print(f"{tool.name:44} {_of_tool(tool, windows, bits)}", flush=True)
 
@@ -163,38 +154,7 @@ def _of_tool(tool: tools.Tool, windows: Any, bits: int) -> str:
 
 
 def _figures(seconds: float, model: nn.Module) -> str:
-    return f"{seconds:8.1f} {_perplexity(model):11.2f}"
-
-
-def _ours(name: str, bits: int, group_size: int | None, windows: Any) -> tuple[float, nn.Module]:
-    method, scheme = _composed(name, bits, group_size)
-    with tempfile.TemporaryDirectory() as directory:
-        storage = Path(directory)
-        request = replace(request_for(MODEL, storage, "rtn", windows=windows), method=method, scheme=scheme)
-        began = time.process_time()
-        quantize(request)
-        seconds = time.process_time() - began
-        write_dense(checkpoint_directory(storage, request.quantize_key), storage / "dense", "float32")
-        return seconds, tools.load(storage / "dense")
-
-
-def _composed(name: str, bits: int, group_size: int | None) -> tuple[MethodConf, Any]:
-    overrides = [f"method={name}", f"scheme.bits={bits}", f"scheme.group_size={group_size or 'null'}"]
-    with register.hydra_context():
-        root = register.compose(overrides).root
-    if isinstance(root.scheme, UniformScheme):
-        root.scheme.scale_dtype = "float32"  # as other tools keep them for a float32 model
-    return root.method, root.scheme
-
-
-@torch.inference_mode()
-def _perplexity(model: nn.Module) -> float:
-    held = torch.from_numpy(np.load(MODEL / "tokens_held.npy").astype(np.int64))
-    losses = []
-    for batch in held[: len(held) // 256 * 256].reshape(-1, 256).split(8):
-        logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float()
-        losses.append(nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="none"))
-    return math.exp(float(torch.cat(losses).mean(dtype=torch.float64)))
+    return f"{seconds:8.1f} {perplexity(model, stream(MODEL / 'tokens_held.npy')):11.2f}"
 
 
 if __name__ == "__main__":
