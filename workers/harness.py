@@ -9,7 +9,7 @@ import functools
 import math
 import os
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,15 +64,21 @@ def run_tasks(
     task_path: Path | None,
     limit: int | None,
     seed: int = FEWSHOT_SEED,
+    own: Mapping[str, dict[str, Any]] | None = None,
 ) -> list[Metric]:
     """Score the loaded checkpoint on harness tasks, each with its own number of shots.
 
     One Metric for every (task or group, metric, filter): `<task>.<metric>`, and `<task>.<metric>_<filter>` for a named
-    filter. limit: items per task, null for all. Raises ConfigError for an unknown task, BadInputError for one that
-    needs sampling or that the harness cannot use, NumericalError when a log-probability is NaN.
+    filter. limit: items per task, null for all. own: tasks by name that stand in no folder, in the harness's words.
+    Raises ConfigError for an unknown task, BadInputError for one that needs sampling or that the harness cannot use,
+    NumericalError when a log-probability is NaN.
     """
+    given = own or {}
+    named = [task for task in tasks if task not in given]
+    manager = _task_manager(named, task_path) if named else TaskManager(include_defaults=False)
     try:
-        results = _evaluated(HarnessModel(evaluator, tokenizer), tasks, task_path, limit, seed)
+        model = HarnessModel(evaluator, tokenizer)
+        results = _evaluated(model, [given.get(task, task) for task in tasks], manager, limit, seed)
     except Exception as error:
         if not _is_of_the_tasks(error):
             raise
@@ -108,13 +114,13 @@ def _check_task_file(path: Path) -> None:
 
 
 def _evaluated(
-    model: "HarnessModel", tasks: Sequence[str], task_path: Path | None, limit: int | None, seed: int
+    model: "HarnessModel", tasks: list[str | dict[str, Any]], manager: TaskManager, limit: int | None, seed: int
 ) -> dict[str, Any]:
     os.environ["DISABLE_MULTIPROC"] = "1"  # or the harness's bootstrap forks this process, engine and all
     results = simple_evaluate(
         model=model,
-        tasks=list(tasks),
-        task_manager=_task_manager(tasks, task_path),
+        tasks=tasks,
+        task_manager=manager,
         limit=limit,
         log_samples=False,
         bootstrap_iters=BOOTSTRAP_DRAWS,

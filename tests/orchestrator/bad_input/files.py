@@ -237,10 +237,28 @@ TOKENS = [
     stream(np.zeros(0, dtype=int), "at most 0 tokens"),
     stream(np.full(64, 5000), "suite.perplexity.tokens", "token id 5000"),
 ]
+
+
+def items(line: str, *said: str) -> Case:
+    return bad("suite=task_file suite.path=items.jsonl", *said, prepare=holds("items.jsonl", line))
+
+
 TASKS = [
     bad("suite.task_path=nowhere", "suite.task_path=nowhere: no such directory"),
     bad("suite.task_path=text.txt", "suite.task_path=text.txt: a file; give the directory it lies in"),
     bad("suite.task_path=zoo:nope", "suite.task_path=zoo:nope", "nearest names"),
+    bad("suite=task_file suite.path=null", "suite.task_files.items", "no file; give suite.path=<file of JSON lines>"),
+    bad("suite=task_file suite.path=nowhere.jsonl", "suite.task_files.items", "nowhere.jsonl: No such file"),
+    bad("suite=task_file suite.path=text.txt", "suite.task_files.items", "text.txt, line 1: not JSON"),
+    bad("suite=task_files suite.path=.", "suite.task_files.arc_challenge", "arc_challenge.jsonl: No such file"),
+    items('{"query": "a", "choices": ["b", "c"]}', "items.jsonl, line 1: no `gold`"),
+    items('{"query": "a", "choices": ["b", "c"], "gold": 2}', "line 1: gold 2 is none of the 2 choices"),
+    bad(
+        "suite=task_file suite.path=items.jsonl suite.task_files.items.prompt='{{qery}}'",
+        "line 1: no `qery`",
+        prepare=holds("items.jsonl", '{"query": "a", "choices": ["b", "c"], "gold": 1}'),
+    ),
+    bad("suite=task_file suite.task_file.items.path=x", "'task_file'", "did you mean task_files"),
 ]
 
 FILES = {
