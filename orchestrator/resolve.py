@@ -257,7 +257,7 @@ def _engine(config: CellConf, model: ResolvedModel, status: CellStatus | None) -
     choice = choose_engine(
         config.engine,
         architecture=model.ref.architecture,
-        head_dim=head_dim(model.shape),
+        head_dim=head_dim(model.shape) if model.shape.num_attention_heads else None,
         dtype=dtype,
         weight_format=weight_format,
         device=config.numerics.device,
