@@ -446,11 +446,14 @@ class TextConf:
 class TaskFileConf:
     """Items of a benchmark task in a JSON-lines file; workers/task_files.py says how they are laid out.
 
-    prompt: Jinja over the columns of an item; null shows `query` or `context` as it is.
+    prompt: Jinja over the columns of an item; null shows `query` or `context` as it is. score: for a folder of
+    questions about images (workers/image_questions.py), what an answer is worth: exact_match | option_letter |
+    vqa_accuracy | yes_no.
     """
 
     path: Optional[str] = None
     prompt: Optional[str] = None
+    score: Optional[str] = None
 
 
 @dataclass

@@ -147,7 +147,7 @@ def evaluate_payload(quantize_key: str, suite: SuiteConf, texts: dict[str, TextR
 def _items_payload(suite: SuiteConf, texts: dict[str, TextRef]) -> dict[str, Any]:
     """Nothing without a file of items, so that keys stay what they were before there were such files."""
     items = {
-        task: {"file": texts[task_file_key(task)].fingerprint, "prompt": suite.task_files[task].prompt}
+        task: plain(suite.task_files[task]) | {"path": texts[task_file_key(task)].fingerprint}
         for task in suite.tasks
         if task in suite.task_files
     }

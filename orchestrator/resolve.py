@@ -43,7 +43,7 @@ from workers.datasets import Split, content_hash
 from workers.errors import BadInputError
 from workers.methods.accounting import SCALE_BITS
 from workers.secrets import load_secrets
-from workers.task_files import read_task_file, task_file_key
+from workers.task_files import check_own_task, task_file_key
 
 MAX_PROBLEMS_SHOWN = 20
 MAX_SEED = 2**32 - 1  # what every generator of random numbers takes
@@ -261,6 +261,7 @@ def _engine(config: CellConf, model: ResolvedModel, status: CellStatus | None) -
         dtype=dtype,
         weight_format=weight_format,
         device=config.numerics.device,
+        images=any(file.score for task, file in config.suite.task_files.items() if task in config.suite.tasks),
     )
     return Engine(choice.engine, _version(choice.engine), choice.reason, dtype, weight_format)
 
@@ -287,11 +288,13 @@ def _task_directory(path: str) -> Path:
 def _task_file(task: str, conf: TaskFileConf) -> TextRef:
     key = f"suite.task_files.{task}"
     if conf.path is None:
-        raise ConfigError(f"{key}: no file; give suite.path=<file of JSON lines>, or {key}.path")
+        raise ConfigError(
+            f"{key}: no file; give suite.path=<file of JSON lines, or folder of image questions>, or {key}.path"
+        )
     path = local_path(f"{key}.path", conf.path)
     try:
-        read_task_file(path, conf.prompt)
-        return TextRef("task_file", str(path), content_hash(path))
+        check_own_task(path, conf)
+        return TextRef("task_file", str(path), content_hash(path) if conf.score is None else _directory_hash(path))
     except BadInputError as error:
         raise ConfigError(f"{key}: {error}") from error
 

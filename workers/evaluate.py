@@ -20,7 +20,7 @@ from workers.evaluator import Evaluator, context_length, engine_dtype, read_conf
 from workers.export import write_dense
 from workers.model_files import load_tokenizer, local_directory
 from workers.process import peak_memory_gib, reset_peak_memory
-from workers.task_files import harness_task, read_task_file, task_file_key
+from workers.task_files import own_task, task_file_key
 
 
 def evaluate(evaluator: Evaluator, request: EvaluateRequest) -> EvaluateResult:
@@ -87,7 +87,7 @@ def _score_tasks(evaluator: Evaluator, tokenizer: Any, request: EvaluateRequest)
     suite, own = request.suite, {}
     for task in suite.tasks:
         if (file := request.texts.get(task_file_key(task))) is not None and file.location is not None:
-            own[task] = harness_task(task, read_task_file(Path(file.location), suite.task_files[task].prompt))
+            own[task] = own_task(task, Path(file.location), suite.task_files[task])
     folder = request.texts.get("tasks")
     task_path = None if folder is None or folder.location is None else Path(folder.location)
     return run_tasks(evaluator, tokenizer, suite.tasks, task_path, suite.limit, own=own)

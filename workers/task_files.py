@@ -20,7 +20,9 @@ from typing import Any
 import jinja2
 import jinja2.meta
 
+from conf.schema import TaskFileConf
 from workers.errors import BadInputError
+from workers.image_questions import image_task, read_image_questions
 
 Item = dict[str, Any]
 
@@ -47,6 +49,21 @@ def read_task_file(path: Path, prompt: str | None = None) -> TaskFile:
     for number, item in lines:
         _check(path, number, item, layout, columns)
     return TaskFile(layout.name, template, tuple({c: item[c] for c in columns} for _, item in lines))
+
+
+def check_own_task(path: Path, conf: TaskFileConf) -> None:
+    """Read what a user wrote of a task. Raises BadInputError as the two readers do."""
+    if conf.score is None:
+        read_task_file(path, conf.prompt)
+    else:
+        read_image_questions(path, conf.score, conf.prompt)
+
+
+def own_task(name: str, path: Path, conf: TaskFileConf) -> dict[str, Any]:
+    """A task of the user's in the harness's words. Raises BadInputError as the two readers do."""
+    if conf.score is None:
+        return harness_task(name, read_task_file(path, conf.prompt))
+    return image_task(name, read_image_questions(path, conf.score, conf.prompt))
 
 
 def task_file_key(task: str) -> str:

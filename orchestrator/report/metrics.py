@@ -24,6 +24,9 @@ KINDS: dict[str, Kind] = {
     "exact_match": Kind.ACCURACY,
     "f1": Kind.ACCURACY,
     "pass@1": Kind.ACCURACY,
+    "precision": Kind.ACCURACY,
+    "recall": Kind.ACCURACY,
+    "vqa_acc": Kind.ACCURACY,
 }
 
 LOWER_IS_BETTER: dict[Kind, bool | None] = {
