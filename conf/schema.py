@@ -443,11 +443,26 @@ class TextConf:
 
 
 @dataclass
+class TaskFileConf:
+    """Items of a benchmark task in a JSON-lines file; workers/task_files.py says how they are laid out.
+
+    prompt: Jinja over the columns of an item; null shows `query` or `context` as it is. score: for a folder of
+    questions about images (workers/image_questions.py), what an answer is worth: exact_match | option_letter |
+    vqa_accuracy | yes_no.
+    """
+
+    path: Optional[str] = None
+    prompt: Optional[str] = None
+    score: Optional[str] = None
+
+
+@dataclass
 class SuiteConf:
     """What a checkpoint is scored on. `perplexity` maps a metric's task name to its text.
 
-    dtype: the engine's compute dtype; auto is the checkpoint's own. tasks: lm-evaluation-harness names, looked up in
-    `task_path` first when given.
+    dtype: the engine's compute dtype; auto is the checkpoint's own. tasks: names, looked up in `task_files`, then in
+    the folder `task_path`, then among those of lm-evaluation-harness. averages: name -> the metrics (<task>.<metric>)
+    whose mean it is; each is stored by itself, so an average is a view and no part of a cell.
     """
 
     name: str = MISSING
@@ -457,7 +472,9 @@ class SuiteConf:
     perplexity: dict[str, TextConf] = field(default_factory=dict)
     tasks: list[str] = field(default_factory=list)
     task_path: Optional[str] = None
+    task_files: dict[str, TaskFileConf] = field(default_factory=dict)
     limit: Optional[int] = None
+    averages: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass

@@ -16,6 +16,7 @@ from conf.schema import CalibrationConf, CellConf, SchemeConf, ShapeConf, SuiteC
 from workers.api import ModelRef, TextRef
 from workers.arch import ARCHITECTURES
 from workers.methods.registry import recipes
+from workers.task_files import task_file_key
 
 PIPELINE_RECIPE = 1  # bump when the block loop itself leads to other numbers
 
@@ -139,7 +140,18 @@ def evaluate_payload(quantize_key: str, suite: SuiteConf, texts: dict[str, TextR
         "dtype": engine.dtype,
         "weight_format": engine.weight_format,
         "engine": {"name": engine.name, "version": engine.version},
+        **_items_payload(suite, texts),
     }
+
+
+def _items_payload(suite: SuiteConf, texts: dict[str, TextRef]) -> dict[str, Any]:
+    """Nothing without a file of items, so that keys stay what they were before there were such files."""
+    items = {
+        task: plain(suite.task_files[task]) | {"path": texts[task_file_key(task)].fingerprint}
+        for task in suite.tasks
+        if task in suite.task_files
+    }
+    return {"items": items} if items else {}
 
 
 def _calibration_payload(conf: CalibrationConf, text: TextRef) -> dict[str, Any]:

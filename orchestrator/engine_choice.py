@@ -26,6 +26,7 @@ class Capability:
     transformers: str | None = None
 
 
+SEEING = ("llava", "vila")  # architectures that images can be shown to
 _NO_VILA_CLASS = "{} has no model class for VILA"
 CAPABILITIES: dict[str, Capability] = {
     "llama": Capability(),
@@ -34,7 +35,7 @@ CAPABILITIES: dict[str, Capability] = {
     "deepseek_v2": Capability(),
     "mamba": Capability(vllm_cpu="vLLM's CPU build lacks the selective scan that Mamba 1 needs"),
     "mamba2": Capability(),
-    "llava": Capability(transformers="the Transformers evaluator scores causal language models, not LLaVA"),
+    "llava": Capability(),
     "vila": Capability(
         vllm_cpu=_NO_VILA_CLASS.format("vLLM"),
         vllm_cuda=_NO_VILA_CLASS.format("vLLM"),
@@ -52,13 +53,19 @@ class EngineChoice:
 
 
 def choose_engine(
-    requested: str, architecture: str, head_dim: int | None, dtype: str, weight_format: str, device: str
+    requested: str,
+    architecture: str,
+    head_dim: int | None,
+    dtype: str,
+    weight_format: str,
+    device: str,
+    images: bool = False,
 ) -> EngineChoice:
     """The engine of a cell. requested: auto | vllm | transformers; auto takes vLLM where it can.
 
     head_dim: columns of an attention head, null for a model without attention. weight_format: what the engine will
-    load (source | dense | packed). device: cpu | cuda. Raises ConfigError when the requested engine cannot, or none
-    can.
+    load (source | dense | packed). device: cpu | cuda. images: whether a task shows some. Raises ConfigError when the
+    requested engine cannot, or none can.
     """
     require("engine", requested, ("auto", *ENGINES))
     require("suite.dtype", dtype, DTYPES)
@@ -67,7 +74,9 @@ def choose_engine(
     require("model.architecture", architecture, tuple(CAPABILITIES))
     if weight_format == "packed":
         raise ConfigError("no engine serves packed weights yet; they are multiplied out for it (weight format dense)")
-    refusals = {engine: _refusal(engine, architecture, head_dim, device) for engine in ENGINES}
+    if images and architecture not in SEEING:
+        raise ConfigError(f"suite.tasks: some show images, and {architecture} sees none; leave them out for this model")
+    refusals = {engine: _refusal(engine, architecture, head_dim, device, images) for engine in ENGINES}
     if requested != "auto":
         if refusals[requested] is None:
             return EngineChoice(requested, f"engine={requested} was asked for")
@@ -81,11 +90,13 @@ def choose_engine(
     raise ConfigError(f"no engine can score this model: {refusals['vllm']}; {refusals['transformers']}")
 
 
-def _refusal(engine: str, architecture: str, head_dim: int | None, device: str) -> str | None:
+def _refusal(engine: str, architecture: str, head_dim: int | None, device: str, images: bool) -> str | None:
     """Why `engine` cannot, or null."""
     capability = CAPABILITIES[architecture]
     if engine == "transformers":
         return capability.transformers
+    if images:
+        return "vLLM is shown no images here"
     if device == "cuda":
         return capability.vllm_cuda
     if capability.vllm_cpu is None and head_dim is not None and head_dim not in CPU_HEAD_DIMS:

@@ -8,15 +8,14 @@ from typing import Any
 
 from conf.errors import ConfigError
 from conf.schema import ModelConf, ShapeConf
-from orchestrator.engine_choice import DTYPES, require
+from orchestrator.config_shapes import architecture_of, shape_from_config, size_problem
+from orchestrator.engine_choice import require
 from orchestrator.paths import local_path
 from orchestrator.shapes import ARCHITECTURES
 from workers.api import ModelRef
 from workers.errors import PrerequisiteError
 from workers.hub import HUB_ERRORS
 
-NO_SIZES = ("torch_dtype", "tie_word_embeddings")
-MAY_BE_ZERO = ("first_dense_layers", "extra_parameters")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 IDENTITY_SUFFIXES = (".safetensors", ".json", ".model", ".txt", ".jinja")
 
@@ -190,11 +189,11 @@ def _architecture(conf: ModelConf, config: dict[str, Any], where: Path) -> str:
     if conf.architecture is not None:
         require("model.architecture", conf.architecture, tuple(ARCHITECTURES))
         return conf.architecture
-    name = config.get("model_type")
-    if not (isinstance(name, str) and name in ARCHITECTURES):
+    name = architecture_of(config)
+    if name is None:
         raise ConfigError(
-            f"{where}/config.json: model_type={json.dumps(name)} is none of {', '.join(ARCHITECTURES)}; for a model "
-            "that is built like one of them: model.architecture=<name>"
+            f"{where}/config.json: model_type={json.dumps(config.get('model_type'))} is none of "
+            f"{', '.join(ARCHITECTURES)}; for a model that is built like one of them: model.architecture=<name>"
         )
     return name
 
@@ -222,53 +221,6 @@ def _require_safetensors(directory: Path) -> None:
     foreign = sorted(path.name for path in directory.glob("*.gguf"))
     there = f"; {foreign[0]} is quantized already, give the 16-bit checkpoint it was made from" if foreign else ""
     raise ConfigError(f"{directory}: no .safetensors file{there}")
-
-
-def shape_from_config(config: dict[str, Any], where: Path) -> ShapeConf:
-    """Sizes out of a config.json. Raises ConfigError naming a size that is missing or no size."""
-    names = {f.name for f in dataclasses.fields(ShapeConf)}
-    known = {k: v for k, v in config.items() if k in names and v is not None}
-    dtype = config.get("torch_dtype") or config.get("dtype") or "float32"
-    if dtype not in DTYPES:
-        raise ConfigError(f"{where}/config.json: dtype {json.dumps(dtype)} is none of {', '.join(DTYPES)}")
-    known["torch_dtype"] = dtype
-    for required in ("hidden_size", "num_hidden_layers", "vocab_size"):
-        if required not in known:
-            raise ConfigError(f"{where}/config.json: no `{required}`")
-    known.setdefault("max_position_embeddings", 2048)
-    shape = ShapeConf(**known)
-    if problem := size_problem(shape) or _heads_problem(shape):
-        raise ConfigError(f"{where}/config.json: {problem}")
-    heads = shape.num_attention_heads
-    if heads is None:
-        return shape
-    return dataclasses.replace(
-        shape,
-        num_key_value_heads=shape.num_key_value_heads or heads,
-        head_dim=shape.head_dim or shape.hidden_size // heads,
-    )
-
-
-def size_problem(shape: ShapeConf) -> str | None:
-    """What is no size, or null."""
-    for field in dataclasses.fields(shape):
-        value, least = getattr(shape, field.name), 0 if field.name in MAY_BE_ZERO else 1
-        is_size = isinstance(value, int) and not isinstance(value, bool)
-        if field.name not in NO_SIZES and value is not None and not (is_size and value >= least):
-            return f"{field.name}={value!r} is not a whole number of at least {least}"
-    return None
-
-
-def _heads_problem(shape: ShapeConf) -> str | None:
-    """Why heads do not divide what they are made of, or null."""
-    heads, groups = shape.num_attention_heads, shape.num_key_value_heads
-    if not isinstance(shape.tie_word_embeddings, bool):
-        return f"tie_word_embeddings={shape.tie_word_embeddings!r} is neither true nor false"
-    if heads is not None and shape.head_dim is None and shape.hidden_size % heads:
-        return f"num_attention_heads={heads} does not divide hidden_size={shape.hidden_size}, and there is no head_dim"
-    if heads is not None and groups is not None and heads % groups:
-        return f"num_key_value_heads={groups} does not divide num_attention_heads={heads}"
-    return None
 
 
 def _content_hash(directory: Path) -> str:

@@ -22,10 +22,12 @@ from conf.schema import (
     NumericsConf,
     ShapeConf,
     SuiteConf,
+    TaskFileConf,
     UniformScheme,
     VectorCodebookScheme,
 )
 from orchestrator import cell as identity
+from orchestrator.averages import average_problems
 from orchestrator.cell import Cell, CellStatus, Engine
 from orchestrator.cluster import device
 from orchestrator.engine_choice import DTYPES, ENGINES, choose_engine, require
@@ -37,9 +39,11 @@ from orchestrator.support import illegal, support
 from orchestrator.sweep import Point, Sweep
 from orchestrator.texts import check_calibration, check_suite, resolve_text
 from workers.api import TextRef
-from workers.datasets import Split
+from workers.datasets import Split, content_hash
+from workers.errors import BadInputError
 from workers.methods.accounting import SCALE_BITS
 from workers.secrets import load_secrets
+from workers.task_files import check_own_task, task_file_key
 
 MAX_PROBLEMS_SHOWN = 20
 MAX_SEED = 2**32 - 1  # what every generator of random numbers takes
@@ -166,7 +170,8 @@ class _Resolver:
         if suite.task_path is not None:
             directory = _task_directory(suite.task_path)
             texts["tasks"] = TextRef("tasks", str(directory), _directory_hash(directory))
-        return texts
+        files = {task: suite.task_files[task] for task in suite.tasks if task in suite.task_files}
+        return texts | {task_file_key(task): _task_file(task, file) for task, file in files.items()}
 
     def _check(self, config: CellConf, model: ResolvedModel, calibration: TextRef, texts: dict[str, TextRef]) -> None:
         problems = illegal(config) + rotation_problems(model.ref.architecture, model.shape, config.method)
@@ -186,14 +191,14 @@ class _Resolver:
     ) -> None:
         """Texts fill their windows, tasks exist."""
         tokenizer = tokenizer_file(model.ref)
-        own_texts = {name: text for name, text in texts.items() if name != "tasks"}
         check_calibration(config.calibration, calibration, tokenizer, model.shape.vocab_size)
-        check_suite(config.suite, own_texts, tokenizer, model.shape.vocab_size)
-        if self._online and config.suite.tasks:
+        check_suite(config.suite, texts, tokenizer, model.shape.vocab_size)
+        named = [task for task in config.suite.tasks if task_file_key(task) not in texts]
+        if self._online and named:
             from workers.harness import check_tasks  # seconds, where a task is one of the harness's thousands
 
             own = texts["tasks"].location if "tasks" in texts else None
-            check_tasks(config.suite.tasks, Path(own) if own else None)
+            check_tasks(named, Path(own) if own else None)
 
 
 def _check_values(config: CellConf, shape: ShapeConf) -> None:
@@ -213,6 +218,8 @@ def _check_values(config: CellConf, shape: ShapeConf) -> None:
         raise ConfigError(f"suite.tasks={config.suite.tasks}: names of tasks are needed: [piqa, arc_easy]")
     if not config.suite.perplexity and not config.suite.tasks:
         raise ConfigError(f"suite={config.suite.name} scores nothing: give it texts (perplexity) or tasks")
+    if problems := average_problems(config.suite.averages):
+        raise ConfigError(f"suite={config.suite.name}: {problems[0]}")
 
 
 @dataclass(frozen=True)
@@ -250,10 +257,11 @@ def _engine(config: CellConf, model: ResolvedModel, status: CellStatus | None) -
     choice = choose_engine(
         config.engine,
         architecture=model.ref.architecture,
-        head_dim=head_dim(model.shape),
+        head_dim=head_dim(model.shape) if model.shape.num_attention_heads else None,
         dtype=dtype,
         weight_format=weight_format,
         device=config.numerics.device,
+        images=any(file.score for task, file in config.suite.task_files.items() if task in config.suite.tasks),
     )
     return Engine(choice.engine, _version(choice.engine), choice.reason, dtype, weight_format)
 
@@ -275,6 +283,20 @@ def _task_directory(path: str) -> Path:
         problem = "a file; give the directory it lies in" if directory.exists() else "no such directory"
         raise ConfigError(f"suite.task_path={path}: {problem}")
     return directory
+
+
+def _task_file(task: str, conf: TaskFileConf) -> TextRef:
+    key = f"suite.task_files.{task}"
+    if conf.path is None:
+        raise ConfigError(
+            f"{key}: no file; give suite.path=<file of JSON lines, or folder of image questions>, or {key}.path"
+        )
+    path = local_path(f"{key}.path", conf.path)
+    try:
+        check_own_task(path, conf)
+        return TextRef("task_file", str(path), content_hash(path) if conf.score is None else _directory_hash(path))
+    except BadInputError as error:
+        raise ConfigError(f"{key}: {error}") from error
 
 
 def _directory_hash(directory: Path) -> str:

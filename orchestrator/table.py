@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from orchestrator.averages import averages, members
 from orchestrator.cell import Cell, CellStatus
 from orchestrator.history import history
 from orchestrator.report.columns import COLUMNS
@@ -20,7 +21,7 @@ INTEGERS = ("bits", "group_size", "seed", "attempt", "checkpoint_bytes")  # pand
 def cells_table(
     cells: list[Cell], states: dict[str, CellState], storage: Storage, run_ids: dict[str, str]
 ) -> pd.DataFrame:
-    """One row per cell: `COLUMNS`, then the metrics in the suite's order, texts before tasks.
+    """One row per cell: `COLUMNS`, then the metrics in the suite's order: texts, tasks, averages.
 
     run_ids: attempt -> MLflow run.
     """
@@ -72,12 +73,13 @@ def _row(cell: Cell, state: CellState, checkpoint: dict[str, Any], run_ids: dict
         "weight_format": cell.engine.weight_format,
         "attempt": last.number if last else None,
         "mlflow_run_id": run_ids.get(last.name) if last else None,
+        "averages": members(config.suite.averages),
     }
     if state.status in (CellStatus.NOT_APPLICABLE, CellStatus.NOT_IMPLEMENTED):
         row["failure_message"] = cell.support_reason
     row |= checkpoint
     if last is not None:
-        row |= _of_attempt(last, checkpoint)
+        row |= _of_attempt(last, checkpoint, config.suite.averages)
     return row
 
 
@@ -101,7 +103,7 @@ def degradation(manifest: Manifest) -> str:
     return "; ".join(f"block {r.block} {r.linear}: {r.degraded}" for r in reports)
 
 
-def _of_attempt(attempt: Attempt, checkpoint: dict[str, Any]) -> dict[str, Any]:
+def _of_attempt(attempt: Attempt, checkpoint: dict[str, Any], asked: dict[str, list[str]]) -> dict[str, Any]:
     result = attempt.result
     if result is None:
         return {}
@@ -113,7 +115,7 @@ def _of_attempt(attempt: Attempt, checkpoint: dict[str, Any]) -> dict[str, Any]:
     return {
         "evaluate_seconds": stage_seconds(result.evaluate),
         "peak_memory_gib": max(peaks),
-        **_metrics(result.evaluate),
+        **_metrics(result.evaluate, asked),
     }
 
 
@@ -122,9 +124,9 @@ def stage_seconds(result: EvaluateResult) -> float:
     return math.fsum(value for name, value in result.seconds.items() if "." not in name)
 
 
-def _metrics(result: EvaluateResult) -> dict[str, float]:
+def _metrics(result: EvaluateResult, asked: dict[str, list[str]]) -> dict[str, float]:
     found: dict[str, float] = {}
-    for metric in result.metrics:
+    for metric in [*result.metrics, *averages(asked, result.metrics)]:
         found[f"metric.{metric.name}"] = metric.value
         if metric.stderr is not None:
             found[f"metric.{metric.name}_stderr"] = metric.stderr

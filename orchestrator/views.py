@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from orchestrator import results
+from orchestrator.averages import listed
 from orchestrator.cell import Cell, CellStatus
 from orchestrator.history import history, last_failure
 from orchestrator.listing import print_listing, shows_every_row
@@ -49,6 +50,7 @@ def write_views(
         "storage": str(storage.root),
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
     }
+    facts |= {f"average {name}": f"of {of}" for cell in cells for name, of in listed(cell.config.suite.averages)}
     attempts = attempts_table(cells, states)
     with results.writable(directory):
         directory.mkdir(parents=True, exist_ok=True)

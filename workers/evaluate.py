@@ -20,6 +20,7 @@ from workers.evaluator import Evaluator, context_length, engine_dtype, read_conf
 from workers.export import write_dense
 from workers.model_files import load_tokenizer, local_directory
 from workers.process import peak_memory_gib, reset_peak_memory
+from workers.task_files import own_task, task_file_key
 
 
 def evaluate(evaluator: Evaluator, request: EvaluateRequest) -> EvaluateResult:
@@ -47,11 +48,7 @@ def evaluate(evaluator: Evaluator, request: EvaluateRequest) -> EvaluateResult:
             metrics += score_perplexity(evaluator, task, tokens)
     if suite.tasks:
         with timed(seconds, "tasks"):
-            from workers.harness import run_tasks  # here: a suite without tasks does not pay for it
-
-            files = request.texts.get("tasks")
-            task_path = None if files is None or files.location is None else Path(files.location)
-            metrics += run_tasks(evaluator, tokenizer, suite.tasks, task_path, suite.limit)
+            metrics += _score_tasks(evaluator, tokenizer, request)
     return EvaluateResult(
         metrics=metrics,
         engine_version=evaluator.version,
@@ -82,6 +79,18 @@ def score_perplexity(evaluator: Evaluator, task: str, windows: Windows) -> list[
         Metric(f"{task}.perplexity", perplexity, None if stderr is None else perplexity * stderr, count, "1"),
         Metric(f"{task}.mean_nll", mean, stderr, count, "nats/token"),
     ]
+
+
+def _score_tasks(evaluator: Evaluator, tokenizer: Any, request: EvaluateRequest) -> list[Metric]:
+    from workers.harness import run_tasks  # here: a suite without tasks does not pay for it
+
+    suite, own = request.suite, {}
+    for task in suite.tasks:
+        if (file := request.texts.get(task_file_key(task))) is not None and file.location is not None:
+            own[task] = own_task(task, Path(file.location), suite.task_files[task])
+    folder = request.texts.get("tasks")
+    task_path = None if folder is None or folder.location is None else Path(folder.location)
+    return run_tasks(evaluator, tokenizer, suite.tasks, task_path, suite.limit, own=own)
 
 
 def open_evaluator(engine: str, tensor_parallel_size: int) -> Evaluator:

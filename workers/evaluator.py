@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,13 @@ from conf.schema import SuiteConf
 from workers.api import Canary
 from workers.errors import BadInputError
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 DTYPES = ("float32", "bfloat16", "float16")
 # Longest request of a benchmark task, in tokens; longer ones lose their left end, as in the harness.
 TASK_CONTEXT = 2048
+IMAGE_MARK = "<image>"  # where a prompt shows an image, in the words of lm-evaluation-harness
 # One chunk's float32 logits over the whole vocabulary stay within 512 MiB, and within what the planner counts on.
 MAX_CHUNK_LOGITS = 2**27
 MAX_CHUNK_TOKENS = 2048
@@ -78,6 +82,30 @@ class Evaluator(Protocol):
 
     def close(self) -> None:
         """Give the engine's memory back."""
+
+
+@dataclass(frozen=True)
+class ImagePrompt:
+    """A user's turn: each IMAGE_MARK in `text` stands for the next of `images` (RGB)."""
+
+    text: str
+    images: "tuple[Image, ...]"
+
+
+@runtime_checkable
+class ShowsImages(Protocol):
+    """What an evaluator has beside the protocol above when it can show images to a model that sees."""
+
+    def answer(self, prompts: Sequence[ImagePrompt], max_new_tokens: int) -> list[str]:
+        """Greedy answers up to the end-of-text token, in the model's own chat format, without special tokens.
+
+        Raises BadInputError when the checkpoint sees no images or its processor is missing.
+        """
+
+
+def sees_images(config: dict[str, Any]) -> bool:
+    """Whether a config.json is that of a vision-language model."""
+    return "vision_config" in config
 
 
 # --- what a checkpoint's config.json says to an engine ---------------------------------------------------------------

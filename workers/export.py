@@ -22,7 +22,7 @@ from workers.packing import PACKED, Layout, unpack
 Conf = TypeVar("Conf", SchemeConf, IncohereConf, KeepConf)
 
 OWN_METHOD = "ptq-bench"
-TOKENIZER_FILES = (
+BESIDE = (  # files of the tokenizer and, where there is one, the processor of images
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -30,6 +30,8 @@ TOKENIZER_FILES = (
     "merges.txt",
     "*.jinja",
     "generation_config.json",
+    "*processor_config.json",
+    "chat_template.json",
 )
 
 
@@ -88,13 +90,13 @@ def _untagged(stored: Mapping[str, Any], base: type[Conf]) -> Conf:
 def copy_beside(
     source: Path, destination: Path, quantization: dict[str, Any] | None, changes: Mapping[str, Any] | None = None
 ) -> None:
-    """config.json (with the quantization it now has, and other entries that change) and the tokenizer's files."""
+    """config.json (with the quantization it now has, and other entries that change) and the files BESIDE it."""
     config = json.loads((source / "config.json").read_text(encoding="utf-8")) | dict(changes or {})
     config.pop("quantization_config", None)
     if quantization is not None:
         config["quantization_config"] = quantization
     (destination / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    for pattern in TOKENIZER_FILES:
+    for pattern in BESIDE:
         for path in source.glob(pattern):
             shutil.copyfile(path, destination / path.name)
 

@@ -9,7 +9,7 @@ import functools
 import math
 import os
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,10 +30,11 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from conf.errors import ConfigError
 from workers.api import Metric
 from workers.errors import BadInputError, CellError, NumericalError
-from workers.evaluator import Evaluator
+from workers.evaluator import Evaluator, ImagePrompt, ShowsImages
 from workers.hub import causes, is_outage, is_refusal
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from transformers import PreTrainedTokenizerBase
 
 # The harness's own default for drawing few-shot examples. Constant, so that a cell's seed never changes its questions.
@@ -42,7 +43,17 @@ BOOTSTRAP_DRAWS = 1000  # for metrics without a closed-form standard error
 MAX_NEW_TOKENS = 256  # the harness's default for tasks that do not say
 REQUESTS_PER_CALL = 1024  # an engine's answer holds every token of them
 ROUND_TOKENS = 64  # generated between two looks for a stop string
-FRACTIONS = ("acc", "acc_norm", "exact_match", "f1", "mcc")  # metrics in [0, 1] or [-1, 1]
+FRACTIONS = (
+    "acc",
+    "acc_norm",
+    "exact_match",
+    "f1",
+    "mcc",
+    "precision",
+    "recall",
+    "vqa_acc",
+    "yes_ratio",
+)  # metrics in [0, 1] or [-1, 1]
 
 EncodedPair = tuple[tuple[str, str] | None, list[int], list[int]]  # (text, context, continuation)
 
@@ -64,15 +75,21 @@ def run_tasks(
     task_path: Path | None,
     limit: int | None,
     seed: int = FEWSHOT_SEED,
+    own: Mapping[str, dict[str, Any]] | None = None,
 ) -> list[Metric]:
     """Score the loaded checkpoint on harness tasks, each with its own number of shots.
 
     One Metric for every (task or group, metric, filter): `<task>.<metric>`, and `<task>.<metric>_<filter>` for a named
-    filter. limit: items per task, null for all. Raises ConfigError for an unknown task, BadInputError for one that
-    needs sampling or that the harness cannot use, NumericalError when a log-probability is NaN.
+    filter. limit: items per task, null for all. own: tasks by name that stand in no folder, in the harness's words.
+    Raises ConfigError for an unknown task, BadInputError for one that needs sampling or that the harness cannot use,
+    NumericalError when a log-probability is NaN.
     """
+    given = own or {}
+    named = [task for task in tasks if task not in given]
+    manager = _task_manager(named, task_path) if named else TaskManager(include_defaults=False)
     try:
-        results = _evaluated(HarnessModel(evaluator, tokenizer), tasks, task_path, limit, seed)
+        model = HarnessModel(evaluator, tokenizer)
+        results = _evaluated(model, [given.get(task, task) for task in tasks], manager, limit, seed)
     except Exception as error:
         if not _is_of_the_tasks(error):
             raise
@@ -108,13 +125,13 @@ def _check_task_file(path: Path) -> None:
 
 
 def _evaluated(
-    model: "HarnessModel", tasks: Sequence[str], task_path: Path | None, limit: int | None, seed: int
+    model: "HarnessModel", tasks: list[str | dict[str, Any]], manager: TaskManager, limit: int | None, seed: int
 ) -> dict[str, Any]:
     os.environ["DISABLE_MULTIPROC"] = "1"  # or the harness's bootstrap forks this process, engine and all
     results = simple_evaluate(
         model=model,
-        tasks=list(tasks),
-        task_manager=_task_manager(tasks, task_path),
+        tasks=tasks,
+        task_manager=manager,
         limit=limit,
         log_samples=False,
         bootstrap_iters=BOOTSTRAP_DRAWS,
@@ -170,6 +187,8 @@ def _metrics(task: str, row: dict[str, Any]) -> list[Metric]:
 
 class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is untyped
     """What the harness asks of a model, answered by an Evaluator. Tokenizes as the harness's own backends do."""
+
+    MULTIMODAL = True  # tasks about images are handed over; whether the evaluator shows them is seen then
 
     def __init__(self, evaluator: Evaluator, tokenizer: "PreTrainedTokenizerBase") -> None:
         super().__init__()
@@ -236,8 +255,25 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is untyped
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        """Greedy text after each context, cut at its first stop string."""
-        generations = [self._generation(context, arguments) for context, arguments in (r.args for r in requests)]
+        """Greedy text after each context, and images where a request has some, cut at its first stop string."""
+        written = iter(self._written([r.args for r in requests if len(r.args) == 2]))
+        answered = iter(self._answered([r.args for r in requests if len(r.args) == 3]))
+        return [next(written if len(r.args) == 2 else answered) for r in requests]
+
+    def _answered(self, requests: list[tuple[str, dict[str, Any], dict[str, Any]]]) -> list[str]:
+        if requests and not isinstance(self._evaluator, ShowsImages):
+            raise BadInputError(f"{self._evaluator.name} is shown no images here; set engine=transformers")
+        answers = []
+        for context, arguments, shown in requests:
+            assert isinstance(self._evaluator, ShowsImages)
+            wanted = _greedy(arguments)
+            prompt = ImagePrompt(context, tuple(map(_opened, shown["visual"])))
+            (text,) = self._evaluator.answer([prompt], int(wanted["max_gen_toks"]))
+            answers.append(postprocess_generated_text(text, handle_stop_sequences(wanted["until"], eos=None), None))
+        return answers
+
+    def _written(self, requests: list[tuple[str, dict[str, Any]]]) -> list[str]:
+        generations = [self._generation(context, arguments) for context, arguments in requests]
         open_ones = generations
         while open_ones:
             prompts = [g.prompt + g.tokens for g in open_ones]
@@ -252,9 +288,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is untyped
         return [postprocess_generated_text(self._text(g), g.stops, None) for g in generations]
 
     def _generation(self, context: str, arguments: dict[str, Any]) -> "_Generation":
-        wanted = normalize_gen_kwargs(arguments, default_max_gen_toks=MAX_NEW_TOKENS)
-        if wanted["do_sample"]:
-            raise BadInputError("a benchmark task asks for sampling; answers are generated greedily here")
+        wanted = _greedy(arguments)
         new_tokens = int(wanted["max_gen_toks"])
         room = self._evaluator.max_length - new_tokens
         if room < 1:
@@ -268,6 +302,26 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is untyped
 
     def _text(self, generation: "_Generation") -> str:
         return str(self.tokenizer.decode(generation.tokens, skip_special_tokens=False))
+
+
+def _greedy(arguments: dict[str, Any]) -> dict[str, Any]:
+    wanted: dict[str, Any] = normalize_gen_kwargs(arguments, default_max_gen_toks=MAX_NEW_TOKENS)
+    if wanted["do_sample"]:
+        raise BadInputError("a benchmark task asks for sampling; answers are generated greedily here")
+    return wanted
+
+
+def _opened(image: "Path | Image") -> "Image":
+    """In RGB. Raises BadInputError naming a file whose pixels cannot be read."""
+    from PIL import Image
+
+    try:
+        if isinstance(image, Path):
+            with Image.open(image) as opened:
+                return opened.convert("RGB")
+        return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:  # which is what Pillow's decoders raise
+        raise BadInputError(f"{image}: the image cannot be read ({error}); copy it again") from error
 
 
 @dataclass

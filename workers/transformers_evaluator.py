@@ -9,16 +9,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationConfig
 
 from workers.api import Canary
 from workers.canary import canary_difference, require_parity
 from workers.errors import BadInputError
-from workers.evaluator import Loaded, TokenScores, chunk_tokens, engine_dtype, read_config, timed
+from workers.evaluator import (
+    ImagePrompt,
+    Loaded,
+    TokenScores,
+    chunk_tokens,
+    engine_dtype,
+    read_config,
+    sees_images,
+    timed,
+)
+from workers.transformers_images import answer, load_processor
 
 
 class TransformersEvaluator:
-    """Implements workers.evaluator.Evaluator."""
+    """Implements workers.evaluator.Evaluator and, for models that see, ShowsImages."""
 
     name = "transformers"
     version: str = importlib.metadata.version("transformers")
@@ -29,6 +39,8 @@ class TransformersEvaluator:
         self._device = torch.device(device)
         self._model: Any = None
         self._chunk_tokens = 0
+        self._processor: Any = None
+        self._no_images: BadInputError | None = None
 
     def load(self, directory: Path, dtype: str, canary: Canary | None, max_length: int) -> Loaded:
         """See the protocol. Every load is a fresh model."""
@@ -37,7 +49,8 @@ class TransformersEvaluator:
         self.close()
         seconds: dict[str, float] = {}
         with timed(seconds, "model"):
-            self._model = _load_model(directory, getattr(torch, dtype)).to(self._device)
+            self._model = _load_model(directory, getattr(torch, dtype), sees_images(config)).to(self._device)
+        self._load_processor(directory, config)
         self.max_length, self._chunk_tokens = max_length, chunk_tokens(config)
         if canary is None:
             return Loaded("fresh", math.nan, seconds)
@@ -84,6 +97,25 @@ class TransformersEvaluator:
             continuations.append(new[:-1] if new and new[-1] in stop_tokens else new)
         return continuations
 
+    def answer(self, prompts: Sequence[ImagePrompt], max_new_tokens: int) -> list[str]:
+        """See the protocol. One prompt at a time."""
+        assert self._model is not None, "load a checkpoint first"
+        if self._no_images is not None:
+            raise self._no_images
+        return [answer(self._model, self._processor, prompt, max_new_tokens) for prompt in prompts]
+
+    def _load_processor(self, directory: Path, config: dict[str, Any]) -> None:
+        """While the directory is there; a suite without images does not fail for want of a processor."""
+        self._processor, self._no_images = None, None
+        try:
+            if not sees_images(config):
+                raise BadInputError(
+                    f"{directory}: a language model, it sees no images; leave out the tasks about images"
+                )
+            self._processor = load_processor(directory)
+        except BadInputError as error:
+            self._no_images = error
+
     def close(self) -> None:
         """Drop the model."""
         self._model = None
@@ -92,9 +124,10 @@ class TransformersEvaluator:
             torch.cuda.empty_cache()
 
 
-def _load_model(directory: Path, dtype: torch.dtype) -> Any:
+def _load_model(directory: Path, dtype: torch.dtype, sees: bool) -> Any:
     """Transformers fills a tensor it does not find with random numbers and warns; here it is an error."""
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
+    model_class = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    loaded: Any = model_class.from_pretrained(
         directory, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
     )
     model, info = loaded

@@ -28,11 +28,12 @@ DESCRIPTIONS: dict[str, str] = {
     "evaluate_seconds": "wall time of the evaluate stage, in seconds",
     "peak_memory_gib": "largest memory of either stage, in GiB",
     "mlflow_run_id": "id of the MLflow run of the last attempt",
+    "averages": "what each `metric.<name>.average` is the mean of: `<name> = <task>.<metric>, ...`",
 }
 """Column -> what it is and its unit, in the order of the file.
 
-After these stand the metrics in the order of the suite, texts before tasks: `metric.<task>.<metric>` and, where it is
-defined, its standard error `metric.<task>.<metric>_stderr`, both in the unit of the metric (accuracies as fractions,
+After these stand the metrics in the order of the suite, texts, tasks, averages: `metric.<task>.<metric>` and, where it
+is defined, its standard error `metric.<task>.<metric>_stderr`, both in the unit of the metric (accuracies as fractions,
 mean_nll in nats per token). The first perplexity leads the report.
 """
 

@@ -20,8 +20,13 @@ KINDS: dict[str, Kind] = {
     "mean_nll": Kind.NLL,
     "acc": Kind.ACCURACY,
     "acc_norm": Kind.ACCURACY,
+    "average": Kind.ACCURACY,  # of accuracies only
     "exact_match": Kind.ACCURACY,
+    "f1": Kind.ACCURACY,
     "pass@1": Kind.ACCURACY,
+    "precision": Kind.ACCURACY,
+    "recall": Kind.ACCURACY,
+    "vqa_acc": Kind.ACCURACY,
 }
 
 LOWER_IS_BETTER: dict[Kind, bool | None] = {
@@ -35,9 +40,11 @@ CHANCE: dict[str, float] = {
     "arc_challenge": 0.25,
     "arc_easy": 0.25,
     "boolq": 0.5,
+    "ceval-valid": 0.25,
     "gsm8k": 0.0,
     "hellaswag": 0.25,
     "lambada_openai": 0.0,
+    "lambada_standard": 0.0,
     "mini_continuation": 0.25,
     "mini_last_word": 0.0,
     "mmlu": 0.25,
@@ -80,7 +87,12 @@ def parse(column: str) -> MetricSpec:
     task, dot, metric = name.rpartition(".")
     if not dot:
         raise ValueError(f"column {column!r}: expected metric.<task>.<metric>")
-    return MetricSpec(column, task, metric, KINDS.get(metric, Kind.OTHER))
+    return MetricSpec(column, task, metric, kind_of(metric))
+
+
+def kind_of(metric: str) -> Kind:
+    """By its name, with or without a filter's behind it (exact_match_strict-match)."""
+    return next((kind for name, kind in KINDS.items() if f"{metric}_".startswith(f"{name}_")), Kind.OTHER)
 
 
 def primary(columns: list[str]) -> str | None:

@@ -200,6 +200,7 @@ def test_what_is_scored_leaves_the_checkpoint_alone() -> None:
         ({"name": "other"}, False),
         ({"path": "other"}, False),
         ({"task_path": "other"}, False),  # enters with the content of its files
+        ({"averages": {"a": ["piqa.acc"]}}, False),  # a view of what is stored
         ({"dtype": "float16"}, False),  # enters with the engine's dtype
         ({"sequence_length": 16}, True),
         ({"tasks": []}, True),

@@ -13,8 +13,9 @@ def choose(
     dtype: str = "float32",
     weight_format: str = "dense",
     device: str = "cpu",
+    images: bool = False,
 ) -> EngineChoice:
-    return choose_engine(requested, architecture, head_dim, dtype, weight_format, device)
+    return choose_engine(requested, architecture, head_dim, dtype, weight_format, device, images)
 
 
 def test_vllm_is_taken_where_it_can() -> None:
@@ -45,6 +46,15 @@ def test_mamba_needs_a_gpu_for_vllm() -> None:
     choice = choose(architecture="mamba", head_dim=None)
     assert choice.engine == "transformers" and "selective scan" in choice.reason
     assert choose(architecture="mamba", head_dim=None, device="cuda").engine == "vllm"
+
+
+def test_images_are_shown_by_transformers_to_models_that_see() -> None:
+    choice = choose(architecture="llava", head_dim=128, device="cuda", images=True)
+    assert choice == EngineChoice("transformers", "vLLM is shown no images here")
+    with pytest.raises(ConfigError, match="engine=vllm: vLLM is shown no images here; use engine=transformers"):
+        choose("vllm", architecture="llava", head_dim=128, images=True)
+    with pytest.raises(ConfigError, match="some show images, and mixtral sees none; leave them out for this model"):
+        choose(architecture="mixtral", images=True)
 
 
 def test_what_was_asked_for_is_taken_where_it_can() -> None:

@@ -48,7 +48,7 @@ from conf.schema import (
     VectorCodebookScheme,
 )
 from orchestrator import memory_model as mm
-from orchestrator.models import shape_from_config
+from orchestrator.config_shapes import shape_from_config
 from orchestrator.shapes import (
     ARCHITECTURES,
     block_kinds,

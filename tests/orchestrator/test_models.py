@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 
 from conf.errors import ConfigError
 from conf.schema import ModelConf, ShapeConf
-from orchestrator.models import content_hash, resolve_model, shape_from_config
+from orchestrator.models import content_hash, resolve_model
 from tests.orchestrator.hand_made import SHAPE, write_checkpoint
 from workers.errors import PrerequisiteError
 
@@ -86,19 +86,6 @@ def test_a_model_of_ones_own_is_called_like_its_directory(checkpoint: Path) -> N
 def test_sizes_come_from_config_json(checkpoint: Path) -> None:
     shape = resolve_model(local(checkpoint), online=False).shape
     assert (shape.hidden_size, shape.num_hidden_layers, shape.head_dim, shape.torch_dtype) == (64, 2, 32, "float32")
-
-
-def test_sizes_that_a_config_leaves_out_have_their_usual_values() -> None:
-    config = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 128, "num_attention_heads": 4}
-    shape = shape_from_config(config, Path("x"))
-    assert (shape.num_key_value_heads, shape.head_dim, shape.max_position_embeddings) == (4, 16, 2048)
-    assert shape.torch_dtype == "float32"
-
-
-def test_a_dtype_is_read_under_either_name() -> None:
-    for name in ("dtype", "torch_dtype"):
-        config = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 128, name: "bfloat16"}
-        assert shape_from_config(config, Path("x")).torch_dtype == "bfloat16"
 
 
 def test_a_shape_in_the_configuration_wins_and_must_be_sizes(checkpoint: Path) -> None:

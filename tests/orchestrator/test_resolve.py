@@ -113,6 +113,21 @@ def test_task_files_enter_by_content(mine: list[str], tmp_path: Path) -> None:
     assert cells(written)[0].key != before
 
 
+def test_items_enter_by_content_and_only_those_of_tasks_that_run(mine: list[str], tmp_path: Path) -> None:
+    item = '{"query": "a", "choices": ["b", "c"], "gold": 1}\n'
+    (tmp_path / "items.jsonl").write_text(item)
+    written = changed(mine, "suite=task_file", "suite.path=items.jsonl")
+    before = cells(written)[0]
+    assert before.texts["task_files.items"].location == str(tmp_path / "items.jsonl")
+    prompted = cells([*written, "suite.task_files.items.prompt='{{query}}?'"])[0]
+    (tmp_path / "items.jsonl").write_text(item * 2)
+    after = cells(written)[0]
+    assert len({before.key, prompted.key, after.key}) == 3
+    assert before.quantize_key == prompted.quantize_key == after.quantize_key
+    (unused,) = cells([*written, "suite.tasks=[piqa]"])
+    assert "task_files.items" not in unused.texts and "items" not in unused.payload
+
+
 def test_points_that_are_one_cell_give_one(mine: list[str]) -> None:
     """The published recipe of a method without one is the unified lane's."""
     assert len(expand([*mine, "lane=unified,published"]).points) == 2

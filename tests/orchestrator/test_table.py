@@ -61,6 +61,11 @@ def succeed(storage: Storage, cell: Cell, metrics: list[Metric]) -> str:
     return attempt.name
 
 
+def with_averages(averages: dict[str, list[str]]) -> Cell:
+    config = make_config()
+    return make_cell(replace(config, suite=replace(config.suite, averages=averages)))
+
+
 def table_of(storage: Storage, *cells: Cell, runs: dict[str, str] | None = None) -> pd.DataFrame:
     return cells_table(list(cells), storage.states(list(cells)), storage, runs or {})
 
@@ -117,7 +122,7 @@ def test_a_row_of_a_scored_cell(storage: Storage) -> None:
         "metric.piqa.acc_stderr": 0.01,
     }
     assert {key: value for key, value in row.items() if not _empty(value)} == expected
-    assert row.keys() - expected.keys() == {"failure_kind", "failure_message"}
+    assert row.keys() - expected.keys() == {"failure_kind", "failure_message", "averages"}
 
 
 def _empty(value: object) -> bool:
@@ -185,3 +190,13 @@ def test_the_file_is_what_the_table_says_and_replaces_the_old_one_whole(storage:
     assert rows[1]["metric.held_out.perplexity"] == ""
     assert not list(tmp_path.glob("*.partial"))
     assert list(normalise(pd.read_csv(path))["bits"]) == [3, 4]
+
+
+def test_an_average_stands_behind_its_members_and_says_them(storage: Storage) -> None:
+    cell = with_averages({"two": ["piqa.acc", "boolq.acc"], "three": ["piqa.acc", "boolq.acc", "race.acc"]})
+    succeed(storage, cell, [*METRICS, Metric("boolq.acc", 0.25, None, 10, "fraction")])
+    table = table_of(storage, cell)
+    assert list(table.columns)[-2:] == ["metric.boolq.acc", "metric.two.average"]
+    (row,) = table.to_dict("records")
+    assert row["metric.two.average"] == 0.5
+    assert row["averages"] == "two = piqa.acc, boolq.acc; three = piqa.acc, boolq.acc, race.acc"

@@ -17,7 +17,9 @@ from tests.workers.test_canary import ShiftedEvaluator
 from workers.errors import BadInputError, NumericalError
 from workers.evaluator import TokenScores
 from workers.harness import HarnessModel, check_tasks, run_tasks
+from workers.task_files import TaskFile, harness_task
 from workers.transformers_evaluator import TransformersEvaluator
+from workers.zoo import zoo_path
 
 CONTEXT = 128
 TOLERANCE = 1e-4  # nats, for a sum over an answer
@@ -246,6 +248,19 @@ def test_a_task_that_the_harness_cannot_use_is_bad_input(
     file.write_text(file.read_text().replace(*change) if change[0] else file.read_text())
     with pytest.raises(BadInputError, match=f"cannot use one of the tasks made_up .*{said}.*; check the YAML"):
         run_tasks(RecordingEvaluator(), tokenizer, ["made_up"], tmp_path, limit=None)
+
+
+@pytest.mark.slow
+def test_a_task_of_ones_own_comes_before_the_harnesss_of_that_name(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Also where another task makes the harness read its own."""
+    items = [{"context": "a b", "continuation": "c"}] * 3
+    own = harness_task("arc_easy", TaskFile("continuation", "{{context}}", tuple(items)))
+    named = zoo_path("tasks")
+    metrics = run_tasks(
+        RecordingEvaluator(), tokenizer, ["arc_easy", "mini_last_word"], named, limit=2, own={"arc_easy": own}
+    )
+    names = ["arc_easy.acc", "arc_easy.perplexity", "mini_last_word.acc", "mini_last_word.perplexity"]
+    assert sorted(metric.name for metric in metrics) == names
 
 
 def test_a_failure_of_the_engine_is_not_blamed_on_a_task(

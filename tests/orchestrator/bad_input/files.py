@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pyarrow.parquet
+from PIL import Image
 
 from tests.orchestrator.bad_input.case import Case, bad
 from tests.orchestrator.hand_made import write_checkpoint, write_text
@@ -237,10 +238,46 @@ TOKENS = [
     stream(np.zeros(0, dtype=int), "at most 0 tokens"),
     stream(np.full(64, 5000), "suite.perplexity.tokens", "token id 5000"),
 ]
+
+
+def _one_image(directory: Path) -> None:
+    (directory / "questions.json").write_text('[["is it a cat?", "yes", "cat"]]')
+    (directory / "images").mkdir()
+    Image.new("RGB", (2, 2)).save(directory / "images" / "cat.png")
+
+
+def items(line: str, *said: str) -> Case:
+    return bad("suite=task_file suite.path=items.jsonl", *said, prepare=holds("items.jsonl", line))
+
+
 TASKS = [
     bad("suite.task_path=nowhere", "suite.task_path=nowhere: no such directory"),
     bad("suite.task_path=text.txt", "suite.task_path=text.txt: a file; give the directory it lies in"),
     bad("suite.task_path=zoo:nope", "suite.task_path=zoo:nope", "nearest names"),
+    bad("suite=task_file suite.path=null", "suite.task_files.items", "no file; give suite.path=<file of JSON lines"),
+    bad("suite=task_file suite.path=nowhere.jsonl", "suite.task_files.items", "nowhere.jsonl: No such file"),
+    bad("suite=task_file suite.path=text.txt", "suite.task_files.items", "text.txt, line 1: not JSON"),
+    bad("suite=task_files suite.path=.", "suite.task_files.arc_challenge", "arc_challenge.jsonl: No such file"),
+    items('{"query": "a", "choices": ["b", "c"]}', "items.jsonl, line 1: no `gold`"),
+    items('{"query": "a", "choices": ["b", "c"], "gold": 2}', "line 1: gold 2 is none of the 2 choices"),
+    bad(
+        "suite=task_file suite.path=items.jsonl suite.task_files.items.prompt='{{qery}}'",
+        "line 1: no `qery`",
+        prepare=holds("items.jsonl", '{"query": "a", "choices": ["b", "c"], "gold": 1}'),
+    ),
+    bad("suite=image_folder suite.path=.", "suite.task_files.image_folder", "no questions.json"),
+    bad("suite=image_questions suite.path=.", "suite.task_files.scienceqa", "scienceqa: no questions.json"),
+    bad(
+        "suite=image_folder suite.path=. suite.task_files.image_folder.score=exact",
+        "score=exact: unknown; valid: exact_match, option_letter",
+    ),
+    bad(
+        "suite=image_folder suite.path=. suite.task_files.image_folder.score=yes_no",
+        "questions.json, entry 1: no image cat in",
+        prepare=holds("questions.json", '[["is it a cat?", "yes", "cat"]]'),
+    ),
+    bad("suite=image_folder suite.path=.", "some show images, and llama sees none", prepare=_one_image),
+    bad("suite=task_file suite.task_file.items.path=x", "'task_file'", "did you mean task_files"),
 ]
 
 FILES = {

@@ -17,6 +17,20 @@ def test_an_unknown_metric_has_no_direction() -> None:
     assert parse("metric.task.surprise").lower_is_better is None
 
 
+@pytest.mark.parametrize(
+    ("metric", "kind"),
+    [
+        ("exact_match_strict-match", Kind.ACCURACY),
+        ("acc_norm", Kind.ACCURACY),
+        ("average", Kind.ACCURACY),
+        ("accidents", Kind.OTHER),
+        ("exact", Kind.OTHER),
+    ],
+)
+def test_a_filter_behind_its_name_leaves_a_metric_what_it_is(metric: str, kind: Kind) -> None:
+    assert parse(f"metric.gsm8k.{metric}").kind is kind
+
+
 def test_a_column_without_a_task_is_refused() -> None:
     with pytest.raises(ValueError, match=r"metric\.<task>\.<metric>"):
         parse("metric.acc")

@@ -1,0 +1,67 @@
+"""Images for a model of Transformers: its processor, its chat format, one answer at a time.
+
+Images are prepared by Pillow (`backend="pil"`), because the environment has no torchvision: what the library calls the
+slow processors. Their numbers are those of the published image processors of CLIP and SigLIP.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoProcessor, GenerationConfig
+
+from workers.errors import BadInputError
+from workers.evaluator import IMAGE_MARK, ImagePrompt
+
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+
+
+def load_processor(directory: Path) -> Any:
+    """The processor of a vision-language checkpoint. Raises BadInputError naming what is missing and what to do."""
+    if not any((directory / name).is_file() for name in PROCESSOR_FILES):
+        raise BadInputError(
+            f"{directory}: no {' or '.join(PROCESSOR_FILES)}, so images cannot be prepared; copy the model's processor "
+            "there: AutoProcessor.from_pretrained(<hub id>).save_pretrained(<directory>)"
+        )
+    try:
+        processor = AutoProcessor.from_pretrained(directory, backend="pil", local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInputError(f"{directory}: the processor cannot be loaded ({error}); copy its files again") from error
+    if getattr(processor, "image_processor", None) is None:
+        raise BadInputError(f"{directory}: the processor prepares no images; copy preprocessor_config.json there")
+    if not processor.chat_template:
+        raise BadInputError(
+            f"{directory}: the processor has no chat template, and answers depend on it; copy the model's "
+            "chat_template.jinja (or chat_template.json) there"
+        )
+    return processor
+
+
+def encoded(processor: Any, prompt: ImagePrompt) -> Any:
+    """Token ids, attention mask and pixels of one prompt, as tensors with one row."""
+    parts = prompt.text.split(IMAGE_MARK)
+    if len(parts) - 1 != len(prompt.images):
+        raise BadInputError(
+            f"a prompt shows {len(prompt.images)} images and has {len(parts) - 1} places ({IMAGE_MARK}) for them"
+        )
+    content: list[dict[str, str]] = []
+    for number, part in enumerate(parts):
+        content += [{"type": "image"}] if number else []
+        content += [{"type": "text", "text": part.strip("\n")}] if part.strip() else []
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    return processor(images=list(prompt.images) or None, text=[text], return_tensors="pt")
+
+
+@torch.inference_mode()
+def answer(model: Any, processor: Any, prompt: ImagePrompt, max_new_tokens: int) -> str:
+    """The greedy answer, without special tokens."""
+    tokenizer = processor.tokenizer
+    inputs = encoded(processor, prompt).to(model.device, model.dtype)  # casts pixels and leaves token ids alone
+    greedy = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    output = model.generate(**inputs, generation_config=greedy)
+    return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
