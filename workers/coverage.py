@@ -57,12 +57,10 @@ def _cover(family: list[GroupSums], policy: str) -> None:
     if not short:
         return
     in_features, total = family[0].in_features, sum(sums.num_tokens for sums in family)
-    words = f"{{}} tokens for {in_features} inputs: " + (
-        "blended with all experts'" if policy == "blend" else "nearest"
-    )
+    instead = "blended with those of all experts" if policy == "blend" else "taken to be white"
     samples = [part for sums in family for part in sums.sample]
     for sums in short:
-        sums.degraded = words.format(sums.num_tokens)
+        sums.degraded = f"{sums.num_tokens} tokens for {in_features} inputs, which are {instead}"
     grams = [sums.gram for sums in family if sums.gram is not None]
     if grams and policy == "nearest":
         for sums in short:

@@ -230,7 +230,7 @@ def _complete(
 
 
 def _left_alone(stream: BlockStream) -> list[str]:
-    """The modules with a matrix that is not quantized, by their names in the files: the head, routers, an image tower."""
+    """The modules with a matrix that is not quantized, by their names in the files: head, routers, image tower."""
     head, embedding, blocks = stream.architecture.head, stream.architecture.embedding, stream.architecture.blocks
     quantized = {
         f"{blocks}.{index}.{name}"

@@ -130,7 +130,7 @@ class BlockScaling:
         return [self._search(group, statistics) for group in self._groups if self._is_foldable(group)]
 
     def _is_foldable(self, group: LinearGroup) -> bool:
-        """Under grouped-query attention the fold into the value heads is a choice; without a token there is no scale."""
+        """Under grouped-query attention the fold into value heads is a choice; without a token there is no scale."""
         skipped = isinstance(self._conf, AwqScale) and self._conf.gqa == "skip"
         return self._seen[group.name].num_tokens > 0 and not (skipped and _repeats(self._block, group) > 1)
 

@@ -25,8 +25,8 @@ class Statistics:
 
     hessian: [in, in], mean over tokens of x x^T, undamped. cross_hessian: [in, in], mean of (x_fp - x) x^T, x_fp being
     the input in the full-precision model. inputs: [tokens, in], a sample of the inputs. num_tokens: of the Hessian.
-    learned: what slot tune found, on the same calibration. degraded: why this is not of the linear's own inputs alone, or
-    null.
+    learned: what slot tune found, on the same calibration. degraded: why not all of it is of the linear's own inputs,
+    or null.
     """
 
     hessian: Tensor | None = None
