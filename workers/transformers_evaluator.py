@@ -9,12 +9,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    GenerationConfig,
+)
 
 from workers.api import Canary
 from workers.canary import canary_difference, require_parity
 from workers.errors import BadInputError
 from workers.evaluator import Loaded, TokenScores, chunk_tokens, engine_dtype, read_config, timed
+from workers.models import register
 
 
 class TransformersEvaluator:
@@ -94,7 +101,8 @@ class TransformersEvaluator:
 
 def _load_model(directory: Path, dtype: torch.dtype) -> Any:
     """Transformers fills a tensor it does not find with random numbers and warns; here it is an error."""
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
+    register()
+    loaded: Any = _auto_class(directory).from_pretrained(
         directory, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
     )
     model, info = loaded
@@ -103,6 +111,13 @@ def _load_model(directory: Path, dtype: torch.dtype) -> Any:
         raise BadInputError(f"{directory}: {len(missing)} tensors are missing, first `{missing[0]}`; copy it again")
     model.generation_config = GenerationConfig()  # a checkpoint's own may sample or penalise repetition
     return model.eval()
+
+
+def _auto_class(directory: Path) -> Any:
+    """A language model's class, or that of one behind an image tower."""
+    config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    is_language_model = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    return AutoModelForCausalLM if is_language_model else AutoModelForImageTextToText
 
 
 def _batches(prompts: Sequence[Sequence[int]], max_tokens: int) -> Iterator[list[int]]:

@@ -12,6 +12,8 @@ from transformers import initialization as init
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2MLP
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
+from workers.experts import Experts
+
 
 @strict
 class DeepseekConfig(LlamaConfig):
@@ -75,18 +77,14 @@ class DeepseekMoE(nn.Module):
     def __init__(self, config: DeepseekConfig) -> None:
         super().__init__()
         self.gate = DeepseekRouter(config)
-        self.experts = nn.ModuleList(_mlp(config, 1) for _ in range(config.n_routed_experts))
+        self.experts = Experts([_mlp(config, 1) for _ in range(config.n_routed_experts)])
         self.shared_experts = _mlp(config, config.n_shared_experts)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """[..., hidden] -> the same; every expert that gets a token is called once, with all of its tokens."""
+        """[..., hidden] -> the same."""
         flat = hidden_states.flatten(0, -2)
         _, weights, chosen = self.gate(flat)
-        routed = torch.zeros_like(flat)
-        for number in chosen.unique().tolist():
-            tokens, place = torch.where(chosen == number)
-            output = self.experts[number](flat[tokens]) * weights[tokens, place, None]
-            routed.index_add_(0, tokens, output.to(flat.dtype))
+        routed: Tensor = self.experts(flat, chosen, weights)
         shared: Tensor = self.shared_experts(flat)
         return (routed + shared).view_as(hidden_states)
 

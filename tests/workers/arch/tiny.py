@@ -68,11 +68,21 @@ def _llava(**sizes: Any) -> Any:
     return transformers.LlavaForConditionalGeneration(config)
 
 
+def _deepseek_moe(**sizes: Any) -> Any:
+    from workers.models import register
+    from workers.models.deepseek_moe import DeepseekConfig, DeepseekForCausalLM
+
+    register()
+    given = {**ATTENTION, "num_key_value_heads": 4, "moe_intermediate_size": 24, "n_routed_experts": 6}
+    return DeepseekForCausalLM(DeepseekConfig(**{**given, "num_experts_per_tok": 3, **sizes}))
+
+
 MODELS: dict[str, tuple[str, Callable[..., Any], dict[str, Any]]] = {
     "llama multi-head": ("llama", _llama, {"num_key_value_heads": 4}),
     "llama grouped-query": ("llama", _llama, {"head_dim": 32}),
     "llama 3.1": ("llama", _llama, {"rope_parameters": LLAMA_3_1}),
     "mixtral": ("mixtral", _mixtral, {}),
+    "deepseek_moe": ("deepseek_moe", _deepseek_moe, {}),
     "mamba": ("mamba", _mamba, {}),
     "llava": ("llava", _llava, {}),
 }
