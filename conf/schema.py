@@ -350,7 +350,7 @@ class MethodConf:
     `published_at` those it has for some bits beside them, by scheme.bits.
 
     inputs: what a block's statistics are taken on, its inputs as the quantized blocks before it make them, or as the
-    original ones do.
+    original ones do. skip: linears of a block that keep their bits, by the ends of their names (x_proj, dt_proj).
     """
 
     name: str = MISSING
@@ -358,6 +358,7 @@ class MethodConf:
     published: list[str] = field(default_factory=list)
     published_at: dict[str, list[str]] = field(default_factory=dict)
     inputs: str = "quantized"  # quantized | original
+    skip: list[str] = field(default_factory=list)
     rotate: RotateConf = field(default_factory=NoRotate)
     scale: ScaleConf = field(default_factory=NoScale)
     incohere: IncohereConf = field(default_factory=NoIncohere)

@@ -14,7 +14,7 @@ from typing import Any
 
 from conf.schema import CalibrationConf, CellConf, SchemeConf, ShapeConf, SuiteConf
 from workers.api import ModelRef, TextRef
-from workers.arch import ARCHITECTURES
+from workers.arch import ARCHITECTURES, Architecture
 from workers.methods.registry import recipes
 
 PIPELINE_RECIPE = 1  # bump when the block loop itself leads to other numbers
@@ -113,7 +113,7 @@ def quantize_payload(config: CellConf, model: ModelRef, calibration_text: TextRe
         "model": {"fingerprint": model.fingerprint, "tokenizer": model.tokenizer},
         "method": slots,
         "scheme": plain(config.scheme),
-        "calibration": _calibration_payload(config.calibration, calibration_text),
+        "calibration": _calibration_payload(config.calibration, calibration_text, architecture),
         "seed": config.seed,
         "numerics": plain(config.numerics),
         "recipes": {
@@ -142,8 +142,10 @@ def evaluate_payload(quantize_key: str, suite: SuiteConf, texts: dict[str, TextR
     }
 
 
-def _calibration_payload(conf: CalibrationConf, text: TextRef) -> dict[str, Any]:
+def _calibration_payload(conf: CalibrationConf, text: TextRef, architecture: Architecture | None) -> dict[str, Any]:
+    has_experts = architecture is not None and any(kind.experts for kind in architecture.kinds)
     return {
+        **({"experts": conf.experts} if has_experts else {}),
         "source": text.source,
         "text": text.fingerprint,
         "num_sequences": conf.num_sequences,

@@ -16,6 +16,20 @@ from workers.errors import PrerequisiteError
 from workers.hub import HUB_ERRORS
 
 NO_SIZES = ("torch_dtype", "tie_word_embeddings")
+ALSO_CALLED = {  # what a size is called in config.json of some models
+    "num_local_experts": "num_experts",
+    "n_routed_experts": "num_experts",
+    "n_shared_experts": "num_shared_experts",
+    "first_k_dense_replace": "first_dense_layers",
+}
+TABLES = {"deepseek": "deepseek_moe"}  # model_type -> architecture, where that is another name
+TIED_UNLESS_SAID = ("mamba",)  # model_type of models whose head is the embedding by default
+OTHER_LAYOUTS = {  # a key that only the config.json of another code's files has -> what to do about them
+    "ssm_cfg": "files of Mamba's original code; take the -hf repository, or convert them with Transformers' "
+    "models/mamba/convert_mamba_ssm_checkpoint_to_pytorch.py",
+    "llm_cfg": "VILA's files of three models; give the language model by itself, which is in its folder `llm`: "
+    "model.repo=<directory>/llm (image tower and projector stay as they are)",
+}
 MAY_BE_ZERO = ("first_dense_layers", "extra_parameters")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 IDENTITY_SUFFIXES = (".safetensors", ".json", ".model", ".txt", ".jinja")
@@ -190,7 +204,11 @@ def _architecture(conf: ModelConf, config: dict[str, Any], where: Path) -> str:
     if conf.architecture is not None:
         require("model.architecture", conf.architecture, tuple(ARCHITECTURES))
         return conf.architecture
+    for key, advice in OTHER_LAYOUTS.items():
+        if key in config:
+            raise ConfigError(f"{where}/config.json: {advice}")
     name = config.get("model_type")
+    name = TABLES.get(name, name) if isinstance(name, str) else name
     if not (isinstance(name, str) and name in ARCHITECTURES):
         raise ConfigError(
             f"{where}/config.json: model_type={json.dumps(name)} is none of {', '.join(ARCHITECTURES)}; for a model "
@@ -227,8 +245,15 @@ def _require_safetensors(directory: Path) -> None:
 def shape_from_config(config: dict[str, Any], where: Path) -> ShapeConf:
     """Sizes out of a config.json. Raises ConfigError naming a size that is missing or no size."""
     names = {f.name for f in dataclasses.fields(ShapeConf)}
-    known = {k: v for k, v in config.items() if k in names and v is not None}
-    dtype = config.get("torch_dtype") or config.get("dtype") or "float32"
+    text = config.get("text_config", config)  # of a language model behind an image tower
+    if not isinstance(text, dict):
+        raise ConfigError(f"{where}/config.json: text_config={json.dumps(text)} is not a JSON object")
+    known = {ALSO_CALLED.get(k, k): v for k, v in text.items() if v is not None}
+    known = {k: v for k, v in known.items() if k in names}
+    if "tie_word_embeddings" in config:
+        known["tie_word_embeddings"] = config["tie_word_embeddings"]
+    known.setdefault("tie_word_embeddings", config.get("model_type") in TIED_UNLESS_SAID)
+    dtype = config.get("torch_dtype") or config.get("dtype") or text.get("torch_dtype") or "float32"
     if dtype not in DTYPES:
         raise ConfigError(f"{where}/config.json: dtype {json.dumps(dtype)} is none of {', '.join(DTYPES)}")
     known["torch_dtype"] = dtype

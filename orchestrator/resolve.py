@@ -27,6 +27,7 @@ from conf.schema import (
 )
 from orchestrator import cell as identity
 from orchestrator.cell import Cell, CellStatus, Engine
+from orchestrator.choices import EXPERTS, expert_problems, skip_problems
 from orchestrator.cluster import device
 from orchestrator.engine_choice import DTYPES, ENGINES, choose_engine, require
 from orchestrator.models import ResolvedModel, resolve_model, tokenizer_file
@@ -170,6 +171,7 @@ class _Resolver:
 
     def _check(self, config: CellConf, model: ResolvedModel, calibration: TextRef, texts: dict[str, TextRef]) -> None:
         problems = illegal(config) + rotation_problems(model.ref.architecture, model.shape, config.method)
+        problems += expert_problems(model.ref.architecture, config) + skip_problems(model, config.method)
         if isinstance(config.scheme, VectorCodebookScheme):
             problem = codebook_problem(model.ref.architecture, model.shape)
             problems += [problem] if problem else []
@@ -203,6 +205,7 @@ def _check_values(config: CellConf, shape: ShapeConf) -> None:
     require("numerics.dtype", config.numerics.dtype, DTYPES)
     require("suite.dtype", config.suite.dtype, ("auto", *DTYPES))
     require("model.shape.torch_dtype", shape.torch_dtype, DTYPES)
+    require("calibration.experts", config.calibration.experts, EXPERTS)
     if isinstance(config.scheme, UniformScheme):
         require("scheme.scale_dtype", config.scheme.scale_dtype, tuple(SCALE_BITS))
     if not 0 <= config.seed <= MAX_SEED:
@@ -250,7 +253,7 @@ def _engine(config: CellConf, model: ResolvedModel, status: CellStatus | None) -
     choice = choose_engine(
         config.engine,
         architecture=model.ref.architecture,
-        head_dim=head_dim(model.shape),
+        head_dim=head_dim(model.shape) if model.shape.num_attention_heads else None,
         dtype=dtype,
         weight_format=weight_format,
         device=config.numerics.device,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from conf.schema import BlockTune, LearnedScale, MethodConf, MinmaxClip, NoScale, SearchClip, UniformScheme
 from workers.api import LayerReport, QuantizeRequest
-from workers.arch import LinearGroup
+from workers.arch import LinearGroup, is_skipped
 from workers.coverage import calibrated, cover, is_short
 from workers.errors import NumericalError
 from workers.methods.errors import MethodError
@@ -62,7 +62,7 @@ def quantize_block(
     """Quantize a block in place, in the rotated basis, which the data are in too."""
     if is_baseline(request.method):
         return QuantizedBlock([], {})
-    prefix, groups = f"{stream.architecture.blocks}.{index}", stream.groups(index)
+    prefix, groups = f"{stream.architecture.blocks}.{index}", stream.groups(index, request.method.skip)
     rotation.turn_block(block, groups, prefix)
     scaling = _scaling(request, stream, block, groups, data)
     statistics = _observe(request, stream, block, groups, data, scaling)
@@ -80,9 +80,11 @@ def quantize_block(
             reports.append(report)
             stored = stream.tensors.stored(f"{prefix}.{name}.weight").removesuffix(".weight")
             tensors |= {f"{stored}.{part}": tensor for part, tensor in packed.items()}
+        reports += [_kept(block, stream, index, name) for name in group.kept if is_skipped(name, request.method.skip)]
     return QuantizedBlock(reports, tensors | _others(stream, block, prefix, reports))
 
 
+KEPT = "kept by method.skip"
 _COLLECTED = {Need.HESSIAN, Need.CROSS_HESSIAN, Need.INPUTS}
 
 Scales = list[tuple[LinearGroup, Tensor]]
@@ -266,6 +268,29 @@ def _quantize_one(
     return report, pack(result, layout_of(request.method, request.scheme))
 
 
+def _kept(block: nn.Module, stream: BlockStream, index: int, name: str) -> LayerReport:
+    """Of a linear that keeps its bits, which are those of the files."""
+    parameter = block.get_submodule(name).get_parameter("weight")
+    (stored,) = stream.tensors.read([f"{stream.architecture.blocks}.{index}.{name}.weight"]).values()
+    return LayerReport(
+        block=index,
+        linear=name,
+        applied=KEPT,
+        bits=8 * stored.element_size(),
+        group_size=None,
+        bits_per_weight=8 * stored.element_size(),
+        num_weights=parameter.numel(),
+        num_tokens=0,
+        damping=None,
+        damping_retries=0,
+        proxy_loss=None,
+        relative_proxy_loss=None,
+        unchanged=True,
+        degraded=None,
+        seconds=0.0,
+    )
+
+
 def _method_of(method: MethodConf, group: LinearGroup, name: str) -> MethodConf:
     """QuaRot turns inputs that no fold reaches; AWQ does not clip what becomes attention scores, unless asked to."""
     if group.inner == "intermediate":
@@ -277,7 +302,7 @@ def _method_of(method: MethodConf, group: LinearGroup, name: str) -> MethodConf:
 
 def _others(stream: BlockStream, block: nn.Module, prefix: str, reports: Sequence[LayerReport]) -> dict[str, Tensor]:
     """The block's tensors that keep their bits: as stored, or where a fold changed them in the compute dtype."""
-    quantized = {f"{prefix}.{report.linear}.weight" for report in reports}
+    quantized = {f"{prefix}.{report.linear}.weight" for report in reports if report.applied != KEPT}
     kept = stream.tensors.read(name for name in stream.tensors.names(f"{prefix}.") if name not in quantized)
     now = {f"{prefix}.{name}": parameter.detach() for name, parameter in block.named_parameters()}
     changed = {

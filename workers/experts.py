@@ -29,8 +29,8 @@ class Expert(nn.Module):
 class Experts(nn.ModuleList):
     """The experts of one block; called as Transformers' fused modules are.
 
-    Each is called once, with all of its tokens, or not at all. sees_all: every expert is called with all tokens, for what
-    calibration says of it; the output is the same.
+    Each is called once, with all of its tokens, or not at all. sees_all: every expert is called with all tokens, for
+    what calibration says of it; the output is the same.
     """
 
     def __init__(self, experts: list[nn.Module]) -> None:

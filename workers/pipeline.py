@@ -223,19 +223,19 @@ def _complete(
     outside = {stream.tensors.stored(name): tensor for name, tensor in outside.items()}
     ck.save_tensors(unfinished / "outside.safetensors", outside, {"format": "pt"})
     ck.write_index(unfinished, files | dict.fromkeys(outside, "outside.safetensors"))
-    quantization = export.quantization_config(layout, _left_alone(stream))
+    quantization = export.quantization_config(layout, _left_alone(stream, request.method.skip))
     export.copy_beside(source, unfinished, quantization, rotation.config)
     kept = sorted(p for p in unfinished.iterdir() if p.name != partial.STREAMS and not p.match("block-*.json"))
     return {p.name: ck.sha256(p) for p in kept}, sum(p.stat().st_size for p in kept)
 
 
-def _left_alone(stream: BlockStream) -> list[str]:
+def _left_alone(stream: BlockStream, skip: list[str]) -> list[str]:
     """The modules with a matrix that is not quantized, by their names in the files: head, routers, image tower."""
     head, embedding, blocks = stream.architecture.head, stream.architecture.embedding, stream.architecture.blocks
     quantized = {
         f"{blocks}.{index}.{name}"
         for index in range(stream.num_blocks)
-        for group in stream.groups(index)
+        for group in stream.groups(index, skip)
         for name in group.linears
     }
     matrices = {name for name, p in stream.model.named_parameters() if p.dim() == 2 and name.endswith(".weight")}

@@ -96,14 +96,14 @@ class BlockStream:
         text = self.config.get_text_config()
         return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
 
-    def groups(self, index: int) -> tuple[LinearGroup, ...]:
-        """The groups of block `index`, those of every expert by themselves."""
+    def groups(self, index: int, skip: Collection[str] = ()) -> tuple[LinearGroup, ...]:
+        """The groups of block `index`, those of every expert by themselves. skip: what of them keeps its bits."""
         block = self._blocks[index]
         modules = dict(block.named_modules())
         kind = self.architecture.kind_of(modules.__contains__)
         experts = [] if kind.experts is None else modules[kind.experts]
         assert isinstance(experts, list | nn.ModuleList)
-        return kind.groups_of(len(experts))
+        return tuple(group.without(skip) for group in kind.groups_of(len(experts)))
 
     @property
     def _blocks(self) -> nn.ModuleList:

@@ -1,6 +1,6 @@
 """One data table per architecture, by its name."""
 
-from workers.arch.architecture import Architecture, BlockKind, LinearGroup, foldable
+from workers.arch.architecture import Architecture, BlockKind, LinearGroup, foldable, is_skipped
 from workers.arch.deepseek_moe import DEEPSEEK_MOE
 from workers.arch.llama import LLAMA
 from workers.arch.llava import LLAVA
@@ -9,4 +9,4 @@ from workers.arch.mixtral import MIXTRAL
 
 ARCHITECTURES: dict[str, Architecture] = {table.name: table for table in (LLAMA, MIXTRAL, DEEPSEEK_MOE, MAMBA, LLAVA)}
 
-__all__ = ["ARCHITECTURES", "Architecture", "BlockKind", "LinearGroup", "foldable"]
+__all__ = ["ARCHITECTURES", "Architecture", "BlockKind", "LinearGroup", "foldable", "is_skipped"]

@@ -1,6 +1,6 @@
 """What the pipeline must know of an architecture, as data. No torch: the planner reads it too."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 
 
@@ -35,6 +35,12 @@ class LinearGroup:
     def readers(self) -> tuple[str, ...]:
         """All that read the input; the first one reads it whole (of experts, each sees a part of the tokens)."""
         return (*self.kept, *self.linears)
+
+    def without(self, skip: Collection[str]) -> "LinearGroup":
+        """The group with linears that keep their bits; the very same where none is meant."""
+        left = tuple(name for name in self.linears if not is_skipped(name, skip))
+        kept = tuple(name for name in self.linears if is_skipped(name, skip))
+        return replace(self, linears=left, kept=self.kept + kept) if kept else self
 
     def of_expert(self, number: int) -> "LinearGroup":
         """The group of one expert; the very same where it is no expert's."""
@@ -112,8 +118,13 @@ class Architecture:
         return kind
 
 
+def is_skipped(linear: str, skip: Collection[str]) -> bool:
+    """Whether a linear is meant: each of `skip` is a name, or its end after a dot."""
+    return any(linear == name or linear.endswith(f".{name}") for name in skip)
+
+
 def foldable(groups: Iterable[LinearGroup]) -> list[LinearGroup]:
-    """The groups that a scale can be folded into, those with one prev_op as one, in order."""
+    """The groups that a scale is worth folding into, those with one prev_op as one, in order."""
     merged: dict[str, LinearGroup] = {}
     for group in groups:
         if group.prev_op is None:
@@ -122,7 +133,7 @@ def foldable(groups: Iterable[LinearGroup]) -> list[LinearGroup]:
         if first is not group:
             linears, kept = first.linears + group.linears, first.kept + group.kept
             merged[group.prev_op] = replace(first, linears=linears, kept=kept, siblings=None)
-    return list(merged.values())
+    return [group for group in merged.values() if group.linears]
 
 
 def _numbered(name: str, number: int) -> str:
