@@ -108,6 +108,8 @@ def quantize_payload(config: CellConf, model: ModelRef, calibration_text: TextRe
     """What decides a checkpoint's numbers."""
     method = plain(config.method)
     slots = {k: v for k, v in method.items() if k not in ("kind", "name", "category", "published", "published_at")}
+    if not config.method.skip:
+        del slots["skip"]  # so that the keys of checkpoints older than this field stay
     architecture = ARCHITECTURES.get(model.architecture)
     return {
         "model": {"fingerprint": model.fingerprint, "tokenizer": model.tokenizer},

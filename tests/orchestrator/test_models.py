@@ -95,6 +95,33 @@ def test_sizes_that_a_config_leaves_out_have_their_usual_values() -> None:
     assert shape.torch_dtype == "float32"
 
 
+def test_sizes_are_found_under_the_names_of_every_architecture() -> None:
+    common = {"hidden_size": 64, "num_hidden_layers": 4, "vocab_size": 128, "num_attention_heads": 4}
+    mixtral = shape_from_config({**common, "num_local_experts": 8, "num_experts_per_tok": 2}, Path("x"))
+    assert (mixtral.num_experts, mixtral.num_experts_per_tok) == (8, 2)
+    names = {"n_routed_experts": 64, "n_shared_experts": 2, "first_k_dense_replace": 1, "moe_intermediate_size": 24}
+    deepseek = shape_from_config({**common, **names}, Path("x"))
+    assert (deepseek.num_experts, deepseek.num_shared_experts, deepseek.first_dense_layers) == (64, 2, 1)
+    llava = shape_from_config({"model_type": "llava", "text_config": common, "dtype": "float16"}, Path("x"))
+    assert (llava.hidden_size, llava.head_dim, llava.torch_dtype) == (64, 16, "float16")
+    mamba = {"model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 4, "vocab_size": 128}
+    assert shape_from_config(mamba, Path("x")).tie_word_embeddings is True
+    assert shape_from_config({**mamba, "tie_word_embeddings": False}, Path("x")).tie_word_embeddings is False
+
+
+def test_deepseek_s_first_version_is_known_by_its_model_type(tmp_path: Path) -> None:
+    model = local(write_checkpoint(tmp_path / "model", model_type="deepseek"))
+    assert resolve_model(model, online=False).ref.architecture == "deepseek_moe"
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [("ssm_cfg", "take the -hf repository, or convert them"), ("llm_cfg", "model.repo=<directory>/llm")],
+)
+def test_files_of_another_code_are_refused_with_what_to_take(tmp_path: Path, entry: str, said: str) -> None:
+    assert said in refusal(local(write_checkpoint(tmp_path / "model", model_type=None, **{entry: {}})))
+
+
 def test_a_dtype_is_read_under_either_name() -> None:
     for name in ("dtype", "torch_dtype"):
         config = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 128, name: "bfloat16"}
