@@ -230,7 +230,10 @@ def _complete(
 
 
 def _left_alone(stream: BlockStream, skip: list[str]) -> list[str]:
-    """The modules with a matrix that is not quantized, by their names in the files: head, routers, image tower."""
+    """The modules with a matrix that is not quantized: head, routers, image tower.
+
+    By their names in Transformers and in the files, where these are others: tools differ in which they look for.
+    """
     head, embedding, blocks = stream.architecture.head, stream.architecture.embedding, stream.architecture.blocks
     quantized = {
         f"{blocks}.{index}.{name}"
@@ -239,8 +242,8 @@ def _left_alone(stream: BlockStream, skip: list[str]) -> list[str]:
         for name in group.linears
     }
     matrices = {name for name, p in stream.model.named_parameters() if p.dim() == 2 and name.endswith(".weight")}
-    modules = {name.removesuffix(".weight") for name in matrices} - quantized - {embedding}
-    return sorted(stream.tensors.stored(f"{name}.weight").removesuffix(".weight") for name in modules | {head})
+    modules = ({name.removesuffix(".weight") for name in matrices} - quantized - {embedding}) | {head}
+    return sorted(modules | {stream.tensors.stored(f"{name}.weight").removesuffix(".weight") for name in modules})
 
 
 def _mean_bits(reports: list[LayerReport]) -> float:

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from conf import register
-from conf.schema import BlockTune, RootConf, UniformScheme
+from conf.schema import BlockTune, LearnedClip, MethodConf, NearestRound, RootConf, UniformScheme
 from tests.workers.arch.tiny import OF_EVERY_KIND, dense, load, log_probabilities, made, request, stream_of, write
+from tests.workers.tiny_requests import random_windows
 from workers.checkpoint import CheckpointReader
 from workers.export import stored_layout
 from workers.packing import PACKED
+from workers.tuning import TunedBlock
 
 METHODS = ["rtn", "gptq", "awq", "quip", "omniquant", "hqq", "quip_gptq", "quarot_gptq", "awq_gptq"]
 ELSEWHERE = ["awq", "omniquant"]  # what depends on the architecture most; GPTQ and QuaRot have tests of their own
@@ -49,6 +51,24 @@ def test_a_checkpoint_is_loaded_by_its_class_and_scores_as_its_manifest_says(
     loaded = load(name, dense(packed, tmp_path / "dense"))
     found = log_probabilities(loaded, torch.tensor(manifest.canary.tokens))
     torch.testing.assert_close(found, torch.tensor(manifest.canary.quantized), rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", OF_EVERY_KIND)
+def test_13_every_learned_end_of_every_linear_gets_a_gradient(name: str, models: dict[str, Path]) -> None:
+    stream = stream_of(name, models[name])
+    batches, kwargs = stream.first_inputs(torch.from_numpy(random_windows(4, 64)))
+    method = MethodConf("m", "optimization", clip=LearnedClip(), tune=BlockTune(["clip"]), round=NearestRound())
+    for index in range(stream.num_blocks):
+        linears = [linear for group in stream.groups(index) for linear in group.linears]
+        with stream.block(index) as block:
+            targets: list[torch.Tensor] = []
+            stream.run(block, batches, kwargs, lambda _, output, found=targets: found.append(output))
+            tuned = TunedBlock(block, linears, method, UniformScheme(bits=3), [], stream.head_dim)
+            output = tuned.run(tuned.state(), batches[0], kwargs)
+            torch.nn.functional.mse_loss(output, targets[0]).backward()
+            learned = tuned.parameters()
+            assert {linear for linear, _ in learned} == set(linears)
+            assert all(p.tensor.grad is not None and p.tensor.grad.any() for p in learned.values())
 
 
 def test_what_is_skipped_keeps_its_bits_and_counts_with_them(models: dict[str, Path], tmp_path: Path) -> None:
