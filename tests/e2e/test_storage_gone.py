@@ -22,7 +22,7 @@ def test_a_sweep_whose_storage_goes_ends_and_goes_on_once_it_is_back(tmp_path: P
     driver = subprocess.Popen(
         command(*arguments), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    while driver.poll() is None and not list(storage.glob("checkpoints/.partial-*/block-00000.safetensors")):
+    while driver.poll() is None and not list(storage.glob("checkpoints/.partial-*/streams.safetensors")):
         time.sleep(0.1)
     assert driver.poll() is None, driver.communicate()
     workers = workers_of(driver)

@@ -53,13 +53,13 @@ DOCUMENTS = [numbers(5 + (i * 37) % 211, first=1000 * i) for i in range(40)]
 
 
 @pytest.mark.parametrize(("seed", "draws"), [(0, [(26, 1), (16, 65), (22, 74)]), (2, [(3, 2), (5, 46), (10, 39)])])
-def test_the_first_three_draws_of_documents_are_pinned(seed: int, draws: list[tuple[int, int]]) -> None:
+def test_20_the_first_three_draws_of_documents_are_pinned(seed: int, draws: list[tuple[int, int]]) -> None:
     crops = islice(document_crops(DOCUMENTS, NumberTokenizer(), 100, seed), 3)
     assert [(document, start) for document, start, _ in crops] == draws
 
 
 @pytest.mark.parametrize(("seed", "starts"), [(0, [864, 394, 776]), (2, [978, 883, 970])])
-def test_the_first_three_starts_in_a_stream_are_pinned(seed: int, starts: list[int]) -> None:
+def test_20_the_first_three_starts_in_a_stream_are_pinned(seed: int, starts: list[int]) -> None:
     windows = calibration_windows(conf("text", 3, 20), numbers(1000), NumberTokenizer(), seed, VOCAB_SIZE)
     assert windows[:, 0].tolist() == starts
 
@@ -165,7 +165,7 @@ def test_the_token_hash_is_pinned_and_ignores_the_storage_type() -> None:
     assert token_hash(np.asfortranarray(windows)) == pinned
 
 
-def test_the_token_hash_changes_with_shape_and_tokenizer() -> None:
+def test_20_the_token_hash_changes_with_shape_and_tokenizer() -> None:
     windows = np.arange(6).reshape(2, 3)
     assert token_hash(windows) != token_hash(windows.reshape(3, 2))
     setting = conf("text", 4, 20)

@@ -58,7 +58,7 @@ def test_a_nan_names_its_window() -> None:
         score_perplexity(WindowEvaluator(1.0, math.nan), "text", np.zeros((2, 8), np.int64))
 
 
-def test_uniform_logits_have_the_vocabulary_as_perplexity(tmp_path: Path) -> None:
+def test_21_uniform_logits_have_the_vocabulary_as_perplexity(tmp_path: Path) -> None:
     evaluator = TransformersEvaluator(device="cpu")
     evaluator.load(write_llama(tmp_path, zero_head=True), "float32", None, 32)
     perplexity, mean_nll = score_perplexity(evaluator, "text", np.array(random_prompts(5, 32)))

@@ -53,7 +53,7 @@ def test_a_stop_token_ends_a_continuation_and_is_left_out(model: Path) -> None:
     assert stopped[1] == (whole[1][: whole[1].index(stop)] if stop in whole[1] else whole[1])
 
 
-def test_scores_do_not_depend_on_what_a_prompt_is_batched_with(model: Path) -> None:
+def test_21_scores_do_not_depend_on_what_a_prompt_is_batched_with(model: Path) -> None:
     evaluator = loaded(model)
     prompts = [prompt[: 5 + 3 * i] for i, prompt in enumerate(random_prompts(16, 64))]
     together = evaluator.score(prompts)

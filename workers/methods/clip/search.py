@@ -17,7 +17,7 @@ from workers.methods.grid import (
 )
 from workers.methods.statistics import Statistics
 
-ROWS_AT_ONCE = 64  # bounds the partial outputs of one candidate: [rows, tokens, groups]
+WEIGHTS_AT_ONCE = 2**20  # rows are independent; a slice of them stays in the cache through all candidates
 
 
 def fit_grid(weight: Tensor, clip: SearchClip, scheme: GridScheme, statistics: Statistics | None = None) -> QuantParams:
@@ -33,13 +33,16 @@ def fit_grid(weight: Tensor, clip: SearchClip, scheme: GridScheme, statistics: S
         raise MethodError("no calibration token reached this linear; raise calibration.num_sequences")
     inputs = split_groups(statistics.inputs.to(weight.dtype), scheme.group_size)
     groups = inputs.transpose(0, 1)  # [groups, tokens, group]
-    slices = [_fit_rows(rows, clip, scheme, groups) for rows in torch.split(weight, ROWS_AT_ONCE)]
+    # |X e| = |R e| for X = Q R with orthogonal columns of Q: no more rows than a group has columns say the same.
+    roots: Tensor = torch.linalg.qr(groups, mode="r").R / len(inputs) ** 0.5
+    rows_at_once = max(1, WEIGHTS_AT_ONCE // weight.shape[1])
+    slices = [_fit_rows(rows, clip, scheme, roots) for rows in torch.split(weight, rows_at_once)]
     scale = torch.cat([params.scale for params in slices])
     zero_point = torch.cat([params.zero_point for params in slices])
     return storable(QuantParams(scale, zero_point, scheme.bits, scheme.group_size), scheme)
 
 
-def _fit_rows(weight: Tensor, clip: SearchClip, scheme: GridScheme, groups: Tensor) -> QuantParams:
+def _fit_rows(weight: Tensor, clip: SearchClip, scheme: GridScheme, roots: Tensor) -> QuantParams:
     low, high = group_ranges(weight, scheme)
     largest = torch.maximum(high, -low)
     best, smallest = params_for_ranges(low, high, scheme), torch.full_like(low, torch.inf)
@@ -49,7 +52,7 @@ def _fit_rows(weight: Tensor, clip: SearchClip, scheme: GridScheme, groups: Tens
         else:
             ends = cut_low * low, cut_high * high
         params = params_for_ranges(*ends, scheme)
-        error = _error(weight, params, groups)
+        error = _error(weight, params, roots)
         better = error < smallest
         smallest = torch.where(better, error, smallest)
         scale = torch.where(better, params.scale, best.scale)
@@ -65,8 +68,8 @@ def _shrinks(clip: SearchClip) -> list[tuple[float, float]]:
     return [(s, s) for s in steps] if clip.symmetric else [(low, high) for low in steps for high in steps]
 
 
-def _error(weight: Tensor, params: QuantParams, groups: Tensor) -> Tensor:
-    """Mean squared partial output error of each row and group: [out, groups]."""
+def _error(weight: Tensor, params: QuantParams, roots: Tensor) -> Tensor:
+    """Mean squared partial output error of each row and group: [out, groups]. roots: [groups, k, group]."""
     difference = dequantize(quantize(weight, params), params, weight.dtype).sub_(weight)
     rows = split_groups(difference, params.group_size).transpose(0, 1)  # [groups, out, group]
-    return torch.matmul(rows, groups.mT).square_().mean(-1).mT
+    return (rows @ roots.mT).square_().sum(-1).mT
