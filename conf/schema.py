@@ -350,7 +350,7 @@ class MethodConf:
     `published_at` those it has for some bits beside them, by scheme.bits.
 
     inputs: what a block's statistics are taken on, its inputs as the quantized blocks before it make them, or as the
-    original ones do.
+    original ones do. skip: linears of a block that keep their bits, by the ends of their names (x_proj, dt_proj).
     """
 
     name: str = MISSING
@@ -358,6 +358,7 @@ class MethodConf:
     published: list[str] = field(default_factory=list)
     published_at: dict[str, list[str]] = field(default_factory=dict)
     inputs: str = "quantized"  # quantized | original
+    skip: list[str] = field(default_factory=list)
     rotate: RotateConf = field(default_factory=NoRotate)
     scale: ScaleConf = field(default_factory=NoScale)
     incohere: IncohereConf = field(default_factory=NoIncohere)
@@ -424,7 +425,10 @@ class CalibrationConf:
     source: c4 (random crops of long documents), c4_short (up to num_sequences documents no longer than sequence_length,
     joined and cut: AWQ's), wikitext2 and text (random crops of one stream), tokens (an int npy
     [num_sequences, sequence_length], taken as it is). path: a local file in the same layout; null means the hub
-    (`zoo:<file>`: a file shipped with the project).
+    (`zoo:<file>`: a file shipped with the project). experts: what becomes of an expert that fewer tokens reach than it
+    has inputs, which is degraded: blend (its Hessian with that of all tokens, as many of these as it has inputs),
+    nearest (its inputs are taken to be white, so that rounding is to nearest) or own (what it has). all: every token
+    goes through every expert as statistics are taken, and none lacks any.
     """
 
     name: str = MISSING
@@ -432,6 +436,7 @@ class CalibrationConf:
     path: Optional[str] = None
     num_sequences: int = 128
     sequence_length: int = 2048
+    experts: str = "blend"  # blend | nearest | own | all
 
 
 @dataclass

@@ -14,7 +14,7 @@ from typing import Any
 
 from conf.schema import CalibrationConf, CellConf, SchemeConf, ShapeConf, SuiteConf
 from workers.api import ModelRef, TextRef
-from workers.arch import ARCHITECTURES
+from workers.arch import ARCHITECTURES, Architecture
 from workers.methods.registry import recipes
 from workers.task_files import task_file_key
 
@@ -109,12 +109,14 @@ def quantize_payload(config: CellConf, model: ModelRef, calibration_text: TextRe
     """What decides a checkpoint's numbers."""
     method = plain(config.method)
     slots = {k: v for k, v in method.items() if k not in ("kind", "name", "category", "published", "published_at")}
+    if not config.method.skip:
+        del slots["skip"]  # so that the keys of checkpoints older than this field stay
     architecture = ARCHITECTURES.get(model.architecture)
     return {
         "model": {"fingerprint": model.fingerprint, "tokenizer": model.tokenizer},
         "method": slots,
         "scheme": plain(config.scheme),
-        "calibration": _calibration_payload(config.calibration, calibration_text),
+        "calibration": _calibration_payload(config.calibration, calibration_text, architecture),
         "seed": config.seed,
         "numerics": plain(config.numerics),
         "recipes": {
@@ -154,8 +156,10 @@ def _items_payload(suite: SuiteConf, texts: dict[str, TextRef]) -> dict[str, Any
     return {"items": items} if items else {}
 
 
-def _calibration_payload(conf: CalibrationConf, text: TextRef) -> dict[str, Any]:
+def _calibration_payload(conf: CalibrationConf, text: TextRef, architecture: Architecture | None) -> dict[str, Any]:
+    has_experts = architecture is not None and any(kind.experts for kind in architecture.kinds)
     return {
+        **({"experts": conf.experts} if has_experts else {}),
         "source": text.source,
         "text": text.fingerprint,
         "num_sequences": conf.num_sequences,

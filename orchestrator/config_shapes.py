@@ -31,14 +31,20 @@ _TEXT_PARTS = ("text_config", "llm_cfg")
 _VISION_PARTS = ("vision_config", "vision_tower_cfg")
 # A vision-language model writes of its language model what differs from transformers' LlamaConfig: LLaVA-1.5-7B nothing
 # but the vocabulary and the positions.
-_LLAMA_SIZES = {
+_LLAMA_SIZES: Config = {
     "hidden_size": 4096,
     "num_hidden_layers": 32,
     "intermediate_size": 11008,
     "num_attention_heads": 32,
     "vocab_size": 32000,
 }
-_MAMBA_SIZES = {"state_size": 16, "conv_kernel": 4, "expand": 2, "time_step_rank": "auto", "tie_word_embeddings": True}
+_MAMBA_SIZES: Config = {
+    "state_size": 16,
+    "conv_kernel": 4,
+    "expand": 2,
+    "time_step_rank": "auto",
+    "tie_word_embeddings": True,
+}
 _CLIP, _SIGLIP = "clip_vision_model", "siglip_vision_model"
 
 
@@ -149,7 +155,7 @@ def _vision_parameters(config: Config, text_hidden: int, where: Path) -> int:
             raise ConfigError(
                 f"{where}/config.json: {name}.{size}={tower.get(size)!r} is not a whole number of at least 1"
             )
-    hidden = tower["hidden_size"]
+    hidden: int = tower["hidden_size"]
     if architecture_of(config) == "vila":
         # four neighbouring patches side by side, normed
         return _siglip(tower) + 2 * 4 * hidden + _projector(4 * hidden, text_hidden)
@@ -174,7 +180,7 @@ def _patches(tower: Config) -> int:
 
 def _clip(tower: Config) -> int:
     """Radford et al. 2021: patches without bias, a class token, a norm before the blocks too."""
-    hidden = tower["hidden_size"]
+    hidden: int = tower["hidden_size"]
     pixels = 3 * tower["patch_size"] ** 2
     return int(pixels * hidden + hidden + (_patches(tower) + 1) * hidden + 2 * hidden + _encoder(tower))
 

@@ -31,7 +31,7 @@ _NO_VILA_CLASS = "{} has no model class for VILA"
 CAPABILITIES: dict[str, Capability] = {
     "llama": Capability(),
     "mixtral": Capability(),
-    "deepseek_moe": Capability(transformers="Transformers has no model class for DeepSeekMoE"),
+    "deepseek_moe": Capability(),
     "deepseek_v2": Capability(),
     "mamba": Capability(vllm_cpu="vLLM's CPU build lacks the selective scan that Mamba 1 needs"),
     "mamba2": Capability(),

@@ -39,6 +39,7 @@ from orchestrator.slot_memory import (
     stream_bytes,
     training_bytes,
 )
+from workers.arch import is_skipped
 from workers.methods.accounting import stored_bits
 
 GIB = 2**30
@@ -62,11 +63,14 @@ def quantized_bytes(
     if weight_format != "packed" or isinstance(scheme, FloatScheme):
         return parameters(architecture, shape).quantized * DTYPE_BYTES[dtype]
     words = 32 / (32 // scheme.bits) - scheme.bits if isinstance(scheme, UniformScheme | RealZeroScheme) else 0
-    bits = sum(
-        count * (x.count * stored_bits(method, scheme, x.out_features, x.in_features) + words * x.num_weights)
-        for index, count in block_kinds(architecture, shape)
-        for x in block_linears(architecture, shape, index)
-    )
+    bits = 0.0
+    for index, count in block_kinds(architecture, shape):
+        for x in block_linears(architecture, shape, index):
+            if is_skipped(x.name, method.skip):
+                bits += count * x.num_weights * 8 * DTYPE_BYTES[shape.torch_dtype]
+            else:
+                stored = stored_bits(method, scheme, x.out_features, x.in_features)
+                bits += count * (x.count * stored + words * x.num_weights)
     return math.ceil(bits / 8)
 
 

@@ -16,6 +16,12 @@ from workers.api import ModelRef
 from workers.errors import PrerequisiteError
 from workers.hub import HUB_ERRORS
 
+OTHER_LAYOUTS = {  # a key that only the config.json of another code's files has -> what to do about them
+    "ssm_cfg": "files of Mamba's original code; take the -hf repository, or convert them with Transformers' "
+    "models/mamba/convert_mamba_ssm_checkpoint_to_pytorch.py",
+    "llm_cfg": "VILA's files of three models; give the language model by itself, which is in its folder `llm`: "
+    "model.repo=<directory>/llm (image tower and projector stay as they are)",
+}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 IDENTITY_SUFFIXES = (".safetensors", ".json", ".model", ".txt", ".jinja")
 
@@ -189,6 +195,9 @@ def _architecture(conf: ModelConf, config: dict[str, Any], where: Path) -> str:
     if conf.architecture is not None:
         require("model.architecture", conf.architecture, tuple(ARCHITECTURES))
         return conf.architecture
+    for key, advice in OTHER_LAYOUTS.items():
+        if key in config:
+            raise ConfigError(f"{where}/config.json: {advice}")
     name = architecture_of(config)
     if name is None:
         raise ConfigError(

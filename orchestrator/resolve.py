@@ -29,6 +29,7 @@ from conf.schema import (
 from orchestrator import cell as identity
 from orchestrator.averages import average_problems
 from orchestrator.cell import Cell, CellStatus, Engine
+from orchestrator.choices import EXPERTS, expert_problems, skip_problems
 from orchestrator.cluster import device
 from orchestrator.engine_choice import DTYPES, ENGINES, choose_engine, require
 from orchestrator.models import ResolvedModel, resolve_model, tokenizer_file
@@ -175,6 +176,7 @@ class _Resolver:
 
     def _check(self, config: CellConf, model: ResolvedModel, calibration: TextRef, texts: dict[str, TextRef]) -> None:
         problems = illegal(config) + rotation_problems(model.ref.architecture, model.shape, config.method)
+        problems += expert_problems(model.ref.architecture, config) + skip_problems(model, config.method)
         if isinstance(config.scheme, VectorCodebookScheme):
             problem = codebook_problem(model.ref.architecture, model.shape)
             problems += [problem] if problem else []
@@ -208,6 +210,7 @@ def _check_values(config: CellConf, shape: ShapeConf) -> None:
     require("numerics.dtype", config.numerics.dtype, DTYPES)
     require("suite.dtype", config.suite.dtype, ("auto", *DTYPES))
     require("model.shape.torch_dtype", shape.torch_dtype, DTYPES)
+    require("calibration.experts", config.calibration.experts, EXPERTS)
     if isinstance(config.scheme, UniformScheme):
         require("scheme.scale_dtype", config.scheme.scale_dtype, tuple(SCALE_BITS))
     if not 0 <= config.seed <= MAX_SEED:

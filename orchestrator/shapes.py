@@ -110,7 +110,7 @@ def _swiglu(
 def _experts(shape: ShapeConf, intermediate: int) -> list[LinearShape]:
     count = required_size(shape, "num_experts")
     share = required_size(shape, "num_experts_per_tok") / count
-    return _swiglu("mlp.experts.*", shape.hidden_size, intermediate, "experts_", count, share)
+    return _swiglu("mlp.experts.*", shape.hidden_size, intermediate, "experts.*.", count, share)
 
 
 def _llama_linears(shape: ShapeConf, _: int) -> list[LinearShape]:
@@ -137,7 +137,7 @@ def _deepseek_moe_linears(shape: ShapeConf, block_index: int) -> list[LinearShap
     return [
         *_attention(shape),
         *_experts(shape, intermediate),
-        *_swiglu("mlp.shared_experts", shape.hidden_size, shared, "shared_"),
+        *_swiglu("mlp.shared_experts", shape.hidden_size, shared, "shared."),
     ]
 
 

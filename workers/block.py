@@ -1,7 +1,7 @@
 """One block, from the original to the quantized: rotate, scale, train, collect statistics, round."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from conf.schema import BlockTune, LearnedScale, MethodConf, MinmaxClip, NoScale, SearchClip, UniformScheme
 from workers.api import LayerReport, QuantizeRequest
-from workers.arch import LinearGroup
+from workers.arch import LinearGroup, is_skipped
+from workers.coverage import calibrated, cover, is_short
 from workers.errors import NumericalError
 from workers.methods.errors import MethodError
 from workers.methods.grid import GridScheme
@@ -61,50 +62,67 @@ def quantize_block(
     """Quantize a block in place, in the rotated basis, which the data are in too."""
     if is_baseline(request.method):
         return QuantizedBlock([], {})
-    prefix = f"{stream.architecture.blocks}.{index}"
-    rotation.turn_block(block, prefix)
-    scaling = _scaling(request, stream, block, data)
-    statistics = _observe(request.method, stream, block, data, scaling)
+    prefix, groups = f"{stream.architecture.blocks}.{index}", stream.groups(index, request.method.skip)
+    rotation.turn_block(block, groups, prefix)
+    scaling = _scaling(request, stream, block, groups, data)
+    statistics = _observe(request, stream, block, groups, data, scaling)
+    cover(statistics, request.calibration.experts, prefix)
     scaled, starts = _scale(request, stream, block, prefix, scaling, statistics)
-    tuned = _tune(request, stream, block, prefix, data, starts, statistics)
+    tuned = _tune(request, stream, block, groups, prefix, data, starts, statistics)
     reports: list[LayerReport] = []
     tensors: dict[str, Tensor] = {}
-    for group in stream.architecture.groups:
+    for group in groups:
         seen = statistics.take(group.name)
         for name in group.linears:
-            before = [rotation.words(group, name), scaled.get(group.name), tuned.words]
+            before = [rotation.words(group, name), scaled.get(name), tuned.words]
             known = replace(seen, learned=tuned.learned.get(name))
             report, packed = _quantize_one(request, block, index, prefix, group, name, known, before)
             reports.append(report)
-            tensors |= {f"{prefix}.{name}.{part}": tensor for part, tensor in packed.items()}
-    return QuantizedBlock(reports, tensors | _others(stream, block, prefix))
+            stored = stream.tensors.stored(f"{prefix}.{name}.weight").removesuffix(".weight")
+            tensors |= {f"{stored}.{part}": tensor for part, tensor in packed.items()}
+        reports += [_kept(block, stream, index, name) for name in group.kept if is_skipped(name, request.method.skip)]
+    return QuantizedBlock(reports, tensors | _others(stream, block, prefix, reports))
 
 
+KEPT = "kept by method.skip"
 _COLLECTED = {Need.HESSIAN, Need.CROSS_HESSIAN, Need.INPUTS}
 
 Scales = list[tuple[LinearGroup, Tensor]]
 """Channel scales [in] of groups, in the order in which they are folded."""
 
 
-def _scaling(request: QuantizeRequest, stream: BlockStream, block: nn.Module, data: BlockData) -> BlockScaling | None:
+def _scaling(
+    request: QuantizeRequest, stream: BlockStream, block: nn.Module, groups: Sequence[LinearGroup], data: BlockData
+) -> BlockScaling | None:
     conf = request.method.scale
     if isinstance(conf, NoScale):
         return None
     assert isinstance(request.scheme, GridScheme)
     num_windows = sum(map(len, data.seen))
-    return BlockScaling(block, stream.architecture.groups, conf, request.scheme, stream.head_dim, num_windows)
+    experts = request.calibration.experts
+    return BlockScaling(block, groups, conf, request.scheme, stream.head_dim, num_windows, experts)
 
 
 def _observe(
-    method: MethodConf, stream: BlockStream, block: nn.Module, data: BlockData, scaling: BlockScaling | None
+    request: QuantizeRequest,
+    stream: BlockStream,
+    block: nn.Module,
+    groups: Sequence[LinearGroup],
+    data: BlockData,
+    scaling: BlockScaling | None,
 ) -> GroupStatistics:
     """What the calibration says of every group, before anything changes; and the outputs of the original stream.
 
     Folds change a group's inputs by what is folded alone, so nothing has to be collected anew after them.
     """
-    needed, groups = needs(method), stream.architecture.groups
-    statistics = GroupStatistics(groups, sample_every=_sample_every(method, data) if Need.INPUTS in needed else None)
-    firsts = [group.linears[0] for group in groups]
+    method, needed = request.method, needs(request.method)
+    statistics = GroupStatistics(
+        groups,
+        sample_every=_sample_every(method, data) if Need.INPUTS in needed else None,
+        hessian=Need.HESSIAN in needed,
+        cross=Need.CROSS_HESSIAN in needed,
+    )
+    collects = bool(needed & _COLLECTED) or bool(statistics.families and needed)
 
     def keep(_: int, output: Tensor) -> None:
         data.original_outputs.append(output.cpu())
@@ -112,23 +130,24 @@ def _observe(
     @contextmanager
     def watching() -> Iterator[None]:
         with ExitStack() as stack:
+            stack.enter_context(calibrated(block, request.calibration.experts))
             if scaling is not None:
                 stack.enter_context(scaling.watching())
-            if needed & _COLLECTED:
+            if collects:
                 stack.enter_context(statistics.watching(block))
             yield
 
     if Need.CROSS_HESSIAN in needed:
         for inputs, original in zip(data.inputs, data.original, strict=True):
-            with statistics.recording(block):
+            with calibrated(block, request.calibration.experts), statistics.recording(block):
                 stream.run(block, [original], data.kwargs, keep)
             with watching():
-                stream.feed(block, [inputs], data.kwargs, firsts)
+                stream.feed(block, [inputs], data.kwargs, groups)
     elif data.inputs:
         stream.run(block, data.original, data.kwargs, keep)
-        if scaling is not None or needed & _COLLECTED:
+        if scaling is not None or collects:
             with watching():
-                stream.feed(block, data.inputs, data.kwargs, firsts)
+                stream.feed(block, data.inputs, data.kwargs, groups)
     else:
         with watching():
             stream.run(block, data.original, data.kwargs, keep)
@@ -149,14 +168,14 @@ def _scale(
     scaling: BlockScaling | None,
     statistics: GroupStatistics,
 ) -> tuple[dict[str, str], Scales]:
-    """Fold the scales of slot scale; group -> what it got, in words, and what is left to be learned, as it starts."""
+    """Fold the scales of slot scale; linear -> what it got, in words, and what is left to be learned, as it starts."""
     if scaling is None:
         return {}, []
     try:
         found = scaling.search(statistics)
     except MethodError as error:
         raise NumericalError(str(error), layer=prefix) from error
-    words = {report.group: report.words(request.method.scale) for _, _, report in found}
+    words = {name: report.words(request.method.scale) for group, _, report in found for name in group.linears}
     scales = [(group, scale) for group, scale, _ in found]
     if isinstance(request.method.scale, LearnedScale):
         return words, scales
@@ -168,7 +187,7 @@ def _fold(block: nn.Module, scales: Scales, head_dim: int, prefix: str, statisti
     try:
         for group, scale in scales:
             fold(block, group, scale, head_dim)
-            statistics.rescale(group.name, scale)
+            statistics.rescale(group, scale)
     except MethodError as error:
         raise NumericalError(str(error), layer=prefix) from error
 
@@ -177,6 +196,7 @@ def _tune(
     request: QuantizeRequest,
     stream: BlockStream,
     block: nn.Module,
+    groups: Sequence[LinearGroup],
     prefix: str,
     data: BlockData,
     starts: Scales,
@@ -191,10 +211,20 @@ def _tune(
     if tune.aug_loss:
         stream.run(block, data.seen, data.kwargs, lambda _, output: own.append(output.cpu()))
     samples = Samples.of(data.seen, data.original_outputs, own)
-    trained = TunedBlock(block, stream.architecture.linears, request.method, request.scheme, starts, stream.head_dim)
-    tuned = train(trained, tune, samples, data.kwargs, seed=seed_of(request.seed, prefix), where=prefix)
+    linears = [name for group in groups for name in group.linears]
+    trained = TunedBlock(block, linears, request.method, request.scheme, starts, stream.head_dim)
+    seed, unsure = seed_of(request.seed, prefix), _seldom_reached(groups, statistics)
+    tuned = train(trained, tune, samples, data.kwargs, seed=seed, where=prefix, seldom_reached=unsure)
     _fold(block, tuned.scales, stream.head_dim, prefix, statistics)
     return tuned
+
+
+def _seldom_reached(groups: Sequence[LinearGroup], statistics: GroupStatistics) -> frozenset[str]:
+    """The linears of experts that few tokens reach: which ones do as the block is trained is not certain."""
+    found = [(group, statistics.sums[group.name]) for group in groups if group.siblings is not None]
+    return frozenset(
+        name for group, sums in found for name in group.linears if is_short(sums.num_tokens, sums.in_features)
+    )
 
 
 def _quantize_one(
@@ -238,6 +268,29 @@ def _quantize_one(
     return report, pack(result, layout_of(request.method, request.scheme))
 
 
+def _kept(block: nn.Module, stream: BlockStream, index: int, name: str) -> LayerReport:
+    """Of a linear that keeps its bits, which are those of the files."""
+    parameter = block.get_submodule(name).get_parameter("weight")
+    (stored,) = stream.tensors.read([f"{stream.architecture.blocks}.{index}.{name}.weight"]).values()
+    return LayerReport(
+        block=index,
+        linear=name,
+        applied=KEPT,
+        bits=8 * stored.element_size(),
+        group_size=None,
+        bits_per_weight=8 * stored.element_size(),
+        num_weights=parameter.numel(),
+        num_tokens=0,
+        damping=None,
+        damping_retries=0,
+        proxy_loss=None,
+        relative_proxy_loss=None,
+        unchanged=True,
+        degraded=None,
+        seconds=0.0,
+    )
+
+
 def _method_of(method: MethodConf, group: LinearGroup, name: str) -> MethodConf:
     """QuaRot turns inputs that no fold reaches; AWQ does not clip what becomes attention scores, unless asked to."""
     if group.inner == "intermediate":
@@ -247,14 +300,14 @@ def _method_of(method: MethodConf, group: LinearGroup, name: str) -> MethodConf:
     return method
 
 
-def _others(stream: BlockStream, block: nn.Module, prefix: str) -> dict[str, Tensor]:
+def _others(stream: BlockStream, block: nn.Module, prefix: str, reports: Sequence[LayerReport]) -> dict[str, Tensor]:
     """The block's tensors that keep their bits: as stored, or where a fold changed them in the compute dtype."""
-    quantized = {f"{prefix}.{name}.weight" for name in stream.architecture.linears}
-    kept = stream.reader.read(name for name in stream.reader.names(f"{prefix}.") if name not in quantized)
+    quantized = {f"{prefix}.{report.linear}.weight" for report in reports if report.applied != KEPT}
+    kept = stream.tensors.read(name for name in stream.tensors.names(f"{prefix}.") if name not in quantized)
     now = {f"{prefix}.{name}": parameter.detach() for name, parameter in block.named_parameters()}
     changed = {
         name: now[name].cpu()
         for name, tensor in kept.items()
         if name in now and not torch.equal(now[name].cpu(), tensor.to(now[name].dtype))
     }
-    return kept | changed
+    return {stream.tensors.stored(name): tensor for name, tensor in (kept | changed).items()}

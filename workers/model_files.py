@@ -56,6 +56,9 @@ def load_config(model: ModelRef, directory: Path) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
+    from workers.models import register
+
+    register()
     try:
         return AutoConfig.from_pretrained(directory, trust_remote_code=model.trust_remote_code)
     except (*UNREADABLE, StrictDataclassError) as error:

@@ -218,14 +218,32 @@ def _complete(
     """Everything outside the blocks, index, config and tokenizer; returns name -> sha256 and the bytes of all files."""
     layout = layout_of(request.method, request.scheme)
     files = partial.shard_files(unfinished, stream.num_blocks)
-    blocks = f"{stream.architecture.blocks}."
-    outside = stream.reader.read(n for n in stream.reader.files if not n.startswith(blocks)) | rotation.outside(stream)
+    blocks = set(stream.tensors.names(f"{stream.architecture.blocks}."))
+    outside = stream.tensors.read(n for n in stream.tensors.names("") if n not in blocks) | rotation.outside(stream)
+    outside = {stream.tensors.stored(name): tensor for name, tensor in outside.items()}
     ck.save_tensors(unfinished / "outside.safetensors", outside, {"format": "pt"})
     ck.write_index(unfinished, files | dict.fromkeys(outside, "outside.safetensors"))
-    quantization = export.quantization_config(layout, [stream.architecture.head])
+    quantization = export.quantization_config(layout, _left_alone(stream, request.method.skip))
     export.copy_beside(source, unfinished, quantization, rotation.config)
     kept = sorted(p for p in unfinished.iterdir() if p.name != partial.STREAMS and not p.match("block-*.json"))
     return {p.name: ck.sha256(p) for p in kept}, sum(p.stat().st_size for p in kept)
+
+
+def _left_alone(stream: BlockStream, skip: list[str]) -> list[str]:
+    """The modules with a matrix that is not quantized: head, routers, image tower.
+
+    By their names in Transformers and in the files, where these are others: tools differ in which they look for.
+    """
+    head, embedding, blocks = stream.architecture.head, stream.architecture.embedding, stream.architecture.blocks
+    quantized = {
+        f"{blocks}.{index}.{name}"
+        for index in range(stream.num_blocks)
+        for group in stream.groups(index, skip)
+        for name in group.linears
+    }
+    matrices = {name for name, p in stream.model.named_parameters() if p.dim() == 2 and name.endswith(".weight")}
+    modules = ({name.removesuffix(".weight") for name in matrices} - quantized - {embedding}) | {head}
+    return sorted(modules | {stream.tensors.stored(f"{name}.weight").removesuffix(".weight") for name in modules})
 
 
 def _mean_bits(reports: list[LayerReport]) -> float:

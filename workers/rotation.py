@@ -7,6 +7,7 @@ it did. Each weight is turned in float64 and rounded once, to the compute dtype.
 """
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ CHUNK = 2**24  # numbers that are held in float64 at a time
 class Rotation:
     """The rotation of one model; it leaves everything as it is where the method has none.
 
-    The architecture's groups must name every linear that reads or writes the residual stream.
+    The groups must name every weight that reads or writes the residual stream, a router's too.
     """
 
     def __init__(
@@ -38,7 +39,8 @@ class Rotation:
         self._conf, self._architecture, self._head_dim, self._seed = conf, architecture, head_dim, seed
         folded = conf if isinstance(conf, HadamardRotate | RandomRotate) else None
         self._residual = self._draw(hidden_size, "residual") if folded and folded.residual else None
-        self._heads = folded is not None and folded.heads
+        has_heads = any(group.inner == "heads" for group in architecture.groups)
+        self._heads = folded is not None and folded.heads and has_heads
         if self._heads:
             self._draw(head_dim, "heads")  # a size that has none is better known now than after the first block
 
@@ -63,21 +65,19 @@ class Rotation:
         return _turned(hidden.flatten(0, 1), self._residual).reshape(hidden.shape)
 
     @torch.no_grad()
-    def turn_block(self, block: nn.Module, prefix: str) -> None:
+    def turn_block(self, block: nn.Module, groups: Sequence[LinearGroup], prefix: str) -> None:
         """Fold into a block in place. prefix: its full name, which the seed of its heads' turn comes from."""
         heads = BlockDiagonal(self._draw(self._head_dim, f"{prefix}.heads"), self._head_dim) if self._heads else None
-        gains = {}
-        for group in self._architecture.groups:
+        gains: dict[str, Tensor] = {}
+        for group in groups:
             residual = None if group.residual is None else self._residual
             gain = None
             if residual is not None and group.residual == "read":
                 assert group.prev_op is not None, f"{group.name} reads the residual stream without a norm"
                 gains[group.prev_op] = gain = _gain(block.get_submodule(group.prev_op))
-            for name in group.linears:
-                linear = block.get_submodule(name)
-                assert isinstance(linear, nn.Linear)
+            for name in group.readers:
                 within = heads if self._turns_heads(group, name) else None
-                _turn_linear(linear, residual, gain, within, writes=group.residual == "write")
+                _turn_linear(block.get_submodule(name), residual, gain, within, writes=group.residual == "write")
         for folded in gains.values():
             folded.fill_(1)
 
@@ -96,7 +96,6 @@ class Rotation:
         """Fold into the final norm and the head in place."""
         if self._residual is None:
             return
-        assert isinstance(head, nn.Linear)
         gain = _gain(norm)
         _turn_linear(head, self._residual, gain, None, writes=False)
         gain.fill_(1)
@@ -129,16 +128,18 @@ def _gain(norm: nn.Module) -> Tensor:
 
 
 def _turn_linear(
-    linear: nn.Linear, residual: Orthogonal | None, gain: Tensor | None, heads: BlockDiagonal | None, *, writes: bool
+    linear: nn.Module, residual: Orthogonal | None, gain: Tensor | None, heads: BlockDiagonal | None, *, writes: bool
 ) -> None:
     """Turn a linear's side that faces the residual stream, after the gain; and by heads the side that does not."""
-    weight = linear.weight.data
+    parameters = dict(linear.named_parameters(recurse=False))
+    weight, bias = parameters["weight"].data, parameters.pop("bias", None)
+    assert list(parameters) == ["weight"], f"{type(linear).__name__}: not a linear, it has {', '.join(parameters)}"
     if residual is not None or heads is not None:
         turned = _turned(weight.mT if writes else weight, residual, gain, heads)
-        linear.weight.data = (turned.mT if writes else turned).contiguous()
+        parameters["weight"].data = (turned.mT if writes else turned).contiguous()
     outputs = residual if writes else heads
-    if linear.bias is not None and outputs is not None:
-        linear.bias.data = _turned(linear.bias.data[None], outputs)[0]
+    if bias is not None and outputs is not None:
+        bias.data = _turned(bias.data[None], outputs)[0]
 
 
 def _turned(

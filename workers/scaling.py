@@ -2,7 +2,8 @@
 
 A group's linears are multiplied by s along their inputs and the op before them is divided by s along its outputs, so
 that the block computes what it did. The search compares outputs of the group's `inspect` module with weights rounded to
-nearest (Lin et al. 2023); all searches of a block see the block as it was, and only then are the folds made.
+nearest (Lin et al. 2023); all searches of a block see the block as it was, and only then are the folds made. What reads
+the same op's outputs gets the same scale, a router too, so that it picks the experts that it picked.
 
 Where a linear is inspected itself, the mean squared change of its outputs over all calibration tokens is the proxy loss
 of its rounding error, and nothing is run. Other modules run on windows chosen evenly from the calibration.
@@ -19,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from conf.schema import AwqScale, MinmaxClip, ScaleConf
-from workers.arch import LinearGroup
+from workers.arch import LinearGroup, foldable
+from workers.coverage import is_short
 from workers.methods.clip.minmax import fit_grid
 from workers.methods.errors import MethodError
 from workers.methods.grid import GridScheme, dequantize, quantize
@@ -28,6 +30,7 @@ from workers.methods.registry import stage_module
 from workers.methods.scale.channels import Channels
 from workers.statistics import GroupStatistics
 from workers.stream import TOKENS_PER_BATCH
+from workers.taps import tap
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class _Seen:
     kwargs: dict[str, Any] = field(default_factory=dict)
 
     def channels(self) -> Channels:
-        assert self.sum_abs is not None and self.max_abs is not None, "the block did not run"
+        assert self.sum_abs is not None and self.max_abs is not None, "no token reached the group"
         return Channels(self.sum_abs / self.num_tokens, self.max_abs)
 
 
@@ -75,10 +78,11 @@ class BlockScaling:
         scheme: GridScheme,
         head_dim: int,
         num_windows: int,
+        experts: str = "blend",
     ) -> None:
-        """num_windows: of the whole calibration."""
+        """num_windows: of the whole calibration. experts: what few tokens reached, as in `workers.coverage`."""
         self._block, self._conf, self._scheme, self._head_dim = block, conf, scheme, head_dim
-        self._groups = [group for group in groups if group.prev_op is not None]
+        self._groups, self._experts = foldable(groups), experts
         self._seen = {group.name: _Seen() for group in self._groups}
         count = min(conf.num_windows, num_windows) if isinstance(conf, AwqScale) else 0
         self._compared = [i * num_windows // count for i in range(count)]
@@ -88,17 +92,18 @@ class BlockScaling:
         """Hooks on the inputs of every foldable group and of its inspected module, removed on exit."""
         with ExitStack() as stack:
             for group in self._groups:
-                first = self._block.get_submodule(group.linears[0])
-                stack.callback(first.register_forward_pre_hook(self._see_channels(group.name)).remove)
+                stack.callback(tap(self._block, group, self._see_channels(group.name)).remove)
                 if self._compared and not _inspects_itself(group):
                     inspected = self._block.get_submodule(group.inspect)
                     see = self._see_windows(group.name)
                     stack.callback(inspected.register_forward_pre_hook(see, with_kwargs=True).remove)
             yield
 
-    def _see_channels(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def see(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            seen, magnitude = self._seen[name], args[0].detach().abs().reshape(-1, args[0].shape[-1]).float()
+    def _see_channels(self, name: str) -> Callable[[Tensor], None]:
+        def see(inputs: Tensor) -> None:
+            if not inputs.numel():
+                return
+            seen, magnitude = self._seen[name], inputs.detach().abs().reshape(-1, inputs.shape[-1]).float()
             total, largest = magnitude.sum(0), magnitude.amax(0)
             seen.sum_abs = total if seen.sum_abs is None else seen.sum_abs + total
             seen.max_abs = largest if seen.max_abs is None else torch.maximum(seen.max_abs, largest)
@@ -120,12 +125,31 @@ class BlockScaling:
     @torch.no_grad()
     def search(self, statistics: GroupStatistics) -> list[tuple[LinearGroup, Tensor, Scaled]]:
         """The best scale [in] of every group, found on the block as it is. statistics: of the same calibration."""
+        if self._experts == "blend":
+            self._blend()
         return [self._search(group, statistics) for group in self._groups if self._is_foldable(group)]
 
     def _is_foldable(self, group: LinearGroup) -> bool:
-        """Under grouped-query attention the fold into the value heads is a choice."""
+        """Under grouped-query attention the fold into value heads is a choice; without a token there is no scale."""
         skipped = isinstance(self._conf, AwqScale) and self._conf.gqa == "skip"
-        return not (skipped and _repeats(self._block, group) > 1)
+        return self._seen[group.name].num_tokens > 0 and not (skipped and _repeats(self._block, group) > 1)
+
+    def _blend(self) -> None:
+        """An expert with fewer tokens than inputs: so many more of the mean over all experts' tokens."""
+        families: dict[str, list[_Seen]] = {}
+        for group in self._groups:
+            if group.siblings is not None:
+                families.setdefault(group.siblings, []).append(self._seen[group.name])
+        for family in families.values():
+            sums = [(s.sum_abs, s.max_abs) for s in family if s.sum_abs is not None and s.max_abs is not None]
+            shared, largest = sum(one for one, _ in sums), torch.stack([one for _, one in sums]).amax(0)
+            assert isinstance(shared, Tensor)
+            total, size = sum(seen.num_tokens for seen in family), len(shared)
+            for seen in family:
+                if is_short(seen.num_tokens, size):
+                    borrowed = shared * (size / total)
+                    seen.sum_abs = borrowed if seen.sum_abs is None else seen.sum_abs + borrowed
+                    seen.max_abs, seen.num_tokens = largest, seen.num_tokens + size
 
     def _search(self, group: LinearGroup, statistics: GroupStatistics) -> tuple[LinearGroup, Tensor, Scaled]:
         seen = self._seen[group.name]
@@ -222,12 +246,18 @@ def folded(parameters: Mapping[str, Tensor], group: LinearGroup, scale: Tensor, 
         name = f"{group.prev_op}.{part}"
         if name in parameters:
             old = parameters[name]
-            repeats = len(scale) // len(old)
-            divisor = scale.reshape(-1, repeats, head_dim)[:, 0].reshape(-1) if repeats > 1 else scale
+            divisor = _of_outputs(scale, len(old), head_dim)
             changed[name] = old.float() / (divisor if old.dim() == 1 else divisor[:, None])
-    for linear in group.linears:
+    for linear in group.readers:
         changed[f"{linear}.weight"] = parameters[f"{linear}.weight"].float() * scale
     return changed
+
+
+def _of_outputs(scale: Tensor, outputs: int, head_dim: int) -> Tensor:
+    """What each output of the op before is divided by, [outputs]: some have many readers, and some have none."""
+    if outputs < len(scale):
+        return scale.reshape(-1, len(scale) // outputs, head_dim)[:, 0].reshape(-1)
+    return torch.cat([scale, scale.new_ones(outputs - len(scale))])
 
 
 def _inspects_itself(group: LinearGroup) -> bool:
@@ -239,8 +269,8 @@ def _repeats(block: nn.Module, group: LinearGroup) -> int:
     assert group.prev_op is not None
     (rows,) = {parameter.shape[0] for parameter in block.get_submodule(group.prev_op).parameters(recurse=False)}
     columns = _linear(block, group.linears[0]).in_features
-    assert columns % rows == 0, f"{group.prev_op} has {rows} outputs, {group.linears[0]} {columns} inputs"
-    return columns // rows
+    assert columns % rows == 0 or columns < rows, f"{group.prev_op} has {rows} outputs, {group.name} {columns} inputs"
+    return max(1, columns // rows)
 
 
 def _linear(block: nn.Module, name: str) -> nn.Linear:

@@ -13,10 +13,13 @@ import torch
 from torch import nn
 
 from workers.api import ModelRef
-from workers.arch import ARCHITECTURES, Architecture
+from workers.arch import ARCHITECTURES, Architecture, LinearGroup
 from workers.checkpoint import CheckpointReader
 from workers.errors import BadInputError, NumericalError
+from workers.experts import Experts
 from workers.model_files import UNREADABLE, load_config
+from workers.module_tensors import ModuleTensors
+from workers.taps import tap
 
 TOKENS_PER_BATCH = 2048
 COMPUTED = "rotary_emb.inv_freq"  # LLaMA 1 and 2 checkpoints store it in every block; the model computes it
@@ -48,17 +51,25 @@ class BlockStream:
 
     def __init__(self, model: ModelRef, directory: Path, *, dtype: torch.dtype, device: torch.device) -> None:
         """Builds the model on the meta device. Raises BadInputError when the checkpoint does not fit it."""
-        from transformers import AutoModelForCausalLM
+        import transformers
 
         self.architecture: Architecture = ARCHITECTURES[model.architecture]
         self.reader = CheckpointReader(directory)
+        self.tensors = ModuleTensors(self.reader, self.architecture)
         self.dtype, self.device = dtype, device
         self.config = load_config(model, directory)
         try:
             with torch.device("meta"):
-                self.model: nn.Module = AutoModelForCausalLM.from_config(
-                    self.config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=model.trust_remote_code
-                ).eval()
+                self.model: nn.Module = (
+                    getattr(transformers, self.architecture.model_class)
+                    .from_config(
+                        self.config,
+                        dtype=dtype,
+                        attn_implementation=self.architecture.attention,
+                        trust_remote_code=model.trust_remote_code,
+                    )
+                    .eval()
+                )
         except UNREADABLE as error:
             raise BadInputError(
                 f"{directory}/config.json: Transformers cannot build its model ({type(error).__name__}: {error}); "
@@ -67,7 +78,11 @@ class BlockStream:
         self._refuse_blocks_beyond_the_config()
         if self.architecture.rotary is not None:
             rotary = self.model.get_submodule(self.architecture.rotary)
-            self._replace(self.architecture.rotary, type(rotary)(self.config).to(device))
+            self._replace(self.architecture.rotary, type(rotary)(self.config.get_text_config()).to(device))
+        if self.architecture.experts is not None:
+            for index, block in enumerate(self._blocks):
+                path = f"{self.architecture.blocks}.{index}.{self.architecture.experts}"
+                self._replace(path, Experts.like(block.get_submodule(self.architecture.experts)))
 
     @property
     def num_blocks(self) -> int:
@@ -75,9 +90,20 @@ class BlockStream:
 
     @property
     def head_dim(self) -> int:
-        """Columns of one attention head."""
+        """Columns of one attention head; 0 for a model without attention."""
+        if self.architecture.attention is None:
+            return 0
         text = self.config.get_text_config()
         return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+
+    def groups(self, index: int, skip: Collection[str] = ()) -> tuple[LinearGroup, ...]:
+        """The groups of block `index`, those of every expert by themselves. skip: what of them keeps its bits."""
+        block = self._blocks[index]
+        modules = dict(block.named_modules())
+        kind = self.architecture.kind_of(modules.__contains__)
+        experts = [] if kind.experts is None else modules[kind.experts]
+        assert isinstance(experts, list | nn.ModuleList)
+        return tuple(group.without(skip) for group in kind.groups_of(len(experts)))
 
     @property
     def _blocks(self) -> nn.ModuleList:
@@ -87,7 +113,9 @@ class BlockStream:
 
     def _refuse_blocks_beyond_the_config(self) -> None:
         prefix = f"{self.architecture.blocks}."
-        stored = 1 + max((int(n.removeprefix(prefix).partition(".")[0]) for n in self.reader.names(prefix)), default=-1)
+        stored = 1 + max(
+            (int(n.removeprefix(prefix).partition(".")[0]) for n in self.tensors.names(prefix)), default=-1
+        )
         if stored > self.num_blocks:
             raise BadInputError(
                 f"{self.reader.directory}: config.json says {self.num_blocks} blocks, but the weights hold {stored}; "
@@ -121,9 +149,9 @@ class BlockStream:
     def _state(self, path: str) -> dict[str, torch.Tensor]:
         """A submodule's tensors on the device in the compute dtype, names relative to it."""
         source = path
-        if path == self.architecture.head and self.config.tie_word_embeddings and not self.reader.names(f"{path}."):
+        if path == self.architecture.head and self.config.tie_word_embeddings and not self.tensors.names(f"{path}."):
             source = self.architecture.embedding
-        state = self.reader.read(n for n in self.reader.names(f"{source}.") if not n.endswith(COMPUTED))
+        state = self.tensors.read(n for n in self.tensors.names(f"{source}.") if not n.endswith(COMPUTED))
         for name in list(state):  # one after the other, so that both precisions are never held whole
             state[name.removeprefix(f"{source}.")] = state.pop(name).to(self.device, self.dtype)
         return state
@@ -175,12 +203,11 @@ class BlockStream:
 
     @torch.no_grad()
     def feed(
-        self, block: nn.Module, batches: Sequence[torch.Tensor], kwargs: dict[str, Any], modules: Collection[str]
+        self, block: nn.Module, batches: Sequence[torch.Tensor], kwargs: dict[str, Any], groups: Collection[LinearGroup]
     ) -> None:
-        """Run a block over batches [b, L, hidden] for the hooks on its modules' inputs, which must be there already.
+        """Run a block over batches [b, L, hidden] for the taps on its groups' inputs, which must be there already.
 
-        What comes after the inputs of `modules` (names relative to the block) is not computed, unless one is not
-        reached.
+        What comes after the inputs of `groups` is not computed, unless one is not reached.
         """
         left: set[str] = set()
 
@@ -193,10 +220,10 @@ class BlockStream:
             return reached
 
         with ExitStack() as stack:
-            for name in modules:
-                stack.callback(block.get_submodule(name).register_forward_pre_hook(reach(name)).remove)
+            for group in groups:
+                stack.callback(tap(block, group, reach(group.name)).remove)
             for hidden in batches:
-                left.update(modules)
+                left.update(group.name for group in groups)
                 with suppress(_AllReached):
                     block(hidden.to(self.device), **kwargs)
 
@@ -217,7 +244,8 @@ class BlockStream:
             targets = tokens[:, 1:, None].to(self.device).split([len(batch) for batch in hidden])
             rows = []
             for batch, target in zip(hidden, targets, strict=True):
-                logits = head(norm(batch.to(self.device)))[:, :-1].float()
+                normed = norm(batch.to(self.device)).to(self.dtype)  # a residual stream may be wider than the head
+                logits = head(normed)[:, :-1].float()
                 rows.append(torch.log_softmax(logits, dim=-1).gather(2, target).squeeze(2).cpu())
         return torch.cat(rows)
 

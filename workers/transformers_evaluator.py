@@ -24,6 +24,7 @@ from workers.evaluator import (
     sees_images,
     timed,
 )
+from workers.models import register
 from workers.transformers_images import answer, load_processor
 
 
@@ -126,6 +127,7 @@ class TransformersEvaluator:
 
 def _load_model(directory: Path, dtype: torch.dtype, sees: bool) -> Any:
     """Transformers fills a tensor it does not find with random numbers and warns; here it is an error."""
+    register()
     model_class = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     loaded: Any = model_class.from_pretrained(
         directory, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True

@@ -106,7 +106,7 @@ class TunedBlock:
 
     def _tied(self, group: LinearGroup, scale: Tensor) -> Tensor:
         repeats = len(scale) // len(self._fixed[f"{group.prev_op}.weight"])
-        if repeats == 1:
+        if repeats <= 1:
             return scale
         heads = scale.reshape(-1, repeats, self._head_dim)
         return heads[:, :1].expand_as(heads).reshape(-1)
@@ -126,7 +126,14 @@ class _Training:
     """The steps over one block."""
 
     def __init__(
-        self, block: TunedBlock, tune: BlockTune, samples: Samples, kwargs: dict[str, Any], seed: int, where: str
+        self,
+        block: TunedBlock,
+        tune: BlockTune,
+        samples: Samples,
+        kwargs: dict[str, Any],
+        seed: int,
+        where: str,
+        seldom_reached: frozenset[str],
     ) -> None:
         self._block, self._tune, self._samples, self._where = block, tune, samples, where
         self._parameters = block.parameters()
@@ -137,7 +144,7 @@ class _Training:
         self._steps_per_pass = math.ceil(len(samples.inputs) / tune.batch_size)
         self.num_steps = tune.iterations or tune.epochs * self._steps_per_pass
         self._judged = self._judged_batches()
-        self._unreached = set(self._parameters)
+        self._unreached, self._seldom_reached = set(self._parameters), seldom_reached
         self._rate = 1.0  # of all learning rates
 
     def run(self) -> tuple[float, str | None]:
@@ -184,12 +191,20 @@ class _Training:
         """The end of a pass. Raises NumericalError when it has left a parameter alone."""
         mean = math.fsum(losses) / len(losses)
         log.info("%s: step %d of %d: loss %.6g, judged %.6g", self._where, step, self.num_steps, mean, judged)
-        if self._unreached and any(map(math.isfinite, losses)):
-            linear, part = min(self._unreached)
+        unreached = {key for key in self._unreached if key[0] not in self._seldom_reached}
+        if unreached and any(map(math.isfinite, losses)):
+            linear, part = min(unreached)
             raise NumericalError(
                 f"no gradient reaches its learned {part}: does the block compute with this linear's weight at all?",
                 layer=f"{self._where}.{linear}",
             )
+
+    def untouched(self, linear: str) -> str | None:
+        """Why something of a linear was not trained, or null."""
+        if linear not in self._seldom_reached or not self.num_steps:
+            return None
+        left = sorted(part for name, part in self._unreached if name == linear)
+        return f"not trained: no token reaches its learned {', '.join(left)}" if left else None
 
     def _optimizer(self) -> torch.optim.Optimizer:
         groups = [
@@ -256,16 +271,29 @@ class _Training:
 
 @full_float32()
 def train(
-    block: TunedBlock, tune: BlockTune, samples: Samples, kwargs: dict[str, Any], *, seed: int, where: str
+    block: TunedBlock,
+    tune: BlockTune,
+    samples: Samples,
+    kwargs: dict[str, Any],
+    *,
+    seed: int,
+    where: str,
+    seldom_reached: frozenset[str] = frozenset(),
 ) -> Tuned:
     """Train what `block` has to train. where: the block's name.
+
+    seldom_reached: linears that no window may reach; they keep their initial values then, and are `degraded`.
 
     A step whose loss or gradient is not finite is not taken and halves the learning rates. After three the block starts
     anew at those rates, after three more the initial parameters stay, and `degraded` says so.
     Raises NumericalError, naming the linear, when no gradient reaches a parameter in the first pass over the windows.
     """
-    left, degraded = _Training(block, tune, samples, kwargs, seed, where).run()
-    learned = {name: replace(linear.learned(), degraded=degraded) for name, linear in block.linears.items()}
+    training = _Training(block, tune, samples, kwargs, seed, where, seldom_reached)
+    left, degraded = training.run()
+    learned = {
+        name: replace(linear.learned(), degraded=degraded or training.untouched(name))
+        for name, linear in block.linears.items()
+    }
     scales = [(group, scale.detach().clone()) for group, scale in block.scales()]
     return Tuned(learned, scales, f"tune=block({left:.3g})")
 

@@ -56,6 +56,7 @@ NO_IDENTITY = {
     "calibration.name",
     "calibration.path",
     "calibration.source",  # enters with the resolved text, below
+    "calibration.experts",  # enters where there are experts, below
 }
 
 
@@ -148,6 +149,14 @@ def test_every_field_that_may_change_numbers_changes_the_key(where: tuple[CellCo
     config, path = where
     same = quantize_key(changed(config, path)) == quantize_key(config)
     assert same is (path in NO_IDENTITY), path
+
+
+def test_what_becomes_of_experts_enters_where_there_are_any() -> None:
+    config = make_config()
+    other = changed(config, "calibration.experts")
+    for architecture, same in (("llama", True), ("mamba", True), ("mixtral", False), ("deepseek_moe", False)):
+        model = replace(MODEL, architecture=architecture)
+        assert (quantize_key(config, model) == quantize_key(other, model)) is same
 
 
 def test_every_field_of_a_cell_is_covered_by_some_test_here() -> None:

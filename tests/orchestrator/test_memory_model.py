@@ -58,7 +58,7 @@ from orchestrator.shapes import (
     parameters,
 )
 from orchestrator.slot_memory import linear_bytes
-from workers.arch.llama import LLAMA
+from workers.arch import ARCHITECTURES as WORKER_ARCHITECTURES
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
 MODELS = {
@@ -80,10 +80,13 @@ def fits(name: str, group_size: int) -> bool:
 # --- shapes ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_linears_of_a_llama_block_are_those_the_worker_quantizes() -> None:
-    linears = block_linears(*MODELS["llama2-7b"], 0)
-    assert tuple(x.name for x in linears) == LLAMA.linears
-    assert {x.name: x.group for x in linears} == {n: group.name for group in LLAMA.groups for n in group.linears}
+@pytest.mark.parametrize("name", ["llama2-7b", "mixtral-8x7b", "deepseek-moe-16b", "mamba-1.4b", "llava1.5-7b"])
+def test_the_linears_of_a_block_are_those_the_worker_quantizes(name: str) -> None:
+    architecture, shape = MODELS[name]
+    kinds = WORKER_ARCHITECTURES[architecture].kinds
+    for kind, (index, _) in zip(kinds, block_kinds(architecture, shape), strict=True):
+        counted = {x.name: x.group for x in block_linears(architecture, shape, index)}
+        assert counted == {linear: group.name for group in kind.groups for linear in group.linears}
 
 
 def test_grouped_query_attention_has_narrow_keys_and_values() -> None:

@@ -88,6 +88,14 @@ def test_sizes_come_from_config_json(checkpoint: Path) -> None:
     assert (shape.hidden_size, shape.num_hidden_layers, shape.head_dim, shape.torch_dtype) == (64, 2, 32, "float32")
 
 
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [("ssm_cfg", "take the -hf repository, or convert them"), ("llm_cfg", "model.repo=<directory>/llm")],
+)
+def test_files_of_another_code_are_refused_with_what_to_take(tmp_path: Path, entry: str, said: str) -> None:
+    assert said in refusal(local(write_checkpoint(tmp_path / "model", model_type=None, **{entry: {}})))
+
+
 def test_a_shape_in_the_configuration_wins_and_must_be_sizes(checkpoint: Path) -> None:
     shape = ShapeConf(hidden_size=8, num_hidden_layers=1, vocab_size=16, max_position_embeddings=32)
     assert resolve_model(local(checkpoint, shape=shape), online=False).shape == shape

@@ -263,10 +263,10 @@ def test_columns_that_fill_no_vector_are_refused_by_the_plan(mine: list[str], tm
 
 
 def test_an_architecture_without_a_table_is_not_implemented(mine: list[str], tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "other", model_type="mamba", state_size=8, conv_kernel=4, time_step_rank=4)
+    write_checkpoint(tmp_path / "other", model_type="vila")
     (cell,) = cells(changed(mine, "model.repo=./other"))
     assert cell.support is CellStatus.NOT_IMPLEMENTED
-    assert "`mamba` has no table" in cell.support_reason
+    assert "`vila` has no table" in cell.support_reason
 
 
 def test_a_cell_is_plain_frozen_data(mine: list[str]) -> None:

@@ -81,7 +81,8 @@ def load(model: Path) -> Any:
 def rotate(model: Any, rotation: Rotation, stream: BlockStream) -> None:
     """All of a model held by Transformers."""
     for index in range(stream.num_blocks):
-        rotation.turn_block(model.get_submodule(f"model.layers.{index}"), f"model.layers.{index}")
+        path = f"model.layers.{index}"
+        rotation.turn_block(model.get_submodule(path), stream.groups(index), path)
     for name, tensor in rotation.outside(stream).items():
         path, _, parameter = name.rpartition(".")
         setattr(model.get_submodule(path), parameter, nn.Parameter(tensor))

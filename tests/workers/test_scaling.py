@@ -155,7 +155,7 @@ def test_statistics_follow_a_fold_as_if_they_were_taken_after_it(sizes: str, tmp
     scaling, before = block.scaling(AwqScale())
     for group, scale, _ in scaling.search(before):
         fold(block.module, group, scale, block.stream.head_dim)
-        before.rescale(group.name, scale)
+        before.rescale(group, scale)
     _, after = block.scaling(AwqScale())
     for group in LLAMA.groups:
         kept, anew = before.take(group.name), after.take(group.name)

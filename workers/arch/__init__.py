@@ -1,8 +1,12 @@
-"""One data table per architecture; the key is config.json's model_type."""
+"""One data table per architecture, by its name."""
 
-from workers.arch.architecture import Architecture, LinearGroup
+from workers.arch.architecture import Architecture, BlockKind, LinearGroup, foldable, is_skipped
+from workers.arch.deepseek_moe import DEEPSEEK_MOE
 from workers.arch.llama import LLAMA
+from workers.arch.llava import LLAVA
+from workers.arch.mamba import MAMBA
+from workers.arch.mixtral import MIXTRAL
 
-ARCHITECTURES: dict[str, Architecture] = {"llama": LLAMA}
+ARCHITECTURES: dict[str, Architecture] = {table.name: table for table in (LLAMA, MIXTRAL, DEEPSEEK_MOE, MAMBA, LLAVA)}
 
-__all__ = ["ARCHITECTURES", "Architecture", "LinearGroup"]
+__all__ = ["ARCHITECTURES", "Architecture", "BlockKind", "LinearGroup", "foldable", "is_skipped"]

@@ -154,7 +154,7 @@ def _applied(method: MethodConf, clip: ClipConf, rounded: Rounded) -> str:
 
 def _degraded(statistics: Statistics, rounded: Rounded) -> str | None:
     untrained = None if statistics.learned is None else statistics.learned.degraded
-    return "; ".join(filter(None, (untrained, rounded.degraded))) or None
+    return "; ".join(filter(None, (statistics.degraded, untrained, rounded.degraded))) or None
 
 
 def _basis_name(incohere: IncohereConf) -> str:

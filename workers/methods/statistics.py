@@ -25,7 +25,8 @@ class Statistics:
 
     hessian: [in, in], mean over tokens of x x^T, undamped. cross_hessian: [in, in], mean of (x_fp - x) x^T, x_fp being
     the input in the full-precision model. inputs: [tokens, in], a sample of the inputs. num_tokens: of the Hessian.
-    learned: what slot tune found, on the same calibration.
+    learned: what slot tune found, on the same calibration. degraded: why not all of it is of the linear's own inputs,
+    or null.
     """
 
     hessian: Tensor | None = None
@@ -33,3 +34,4 @@ class Statistics:
     inputs: Tensor | None = None
     num_tokens: int = 0
     learned: Learned | None = None
+    degraded: str | None = None

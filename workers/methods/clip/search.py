@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from conf.schema import SearchClip
+from workers.methods.errors import MethodError
 from workers.methods.grid import (
     GridScheme,
     QuantParams,
@@ -28,6 +29,8 @@ def fit_grid(weight: Tensor, clip: SearchClip, scheme: GridScheme, statistics: S
     """
     if statistics is None or statistics.inputs is None:
         raise ValueError("AWQ's clip needs inputs")
+    if not len(statistics.inputs):
+        raise MethodError("no calibration token reached this linear; raise calibration.num_sequences")
     inputs = split_groups(statistics.inputs.to(weight.dtype), scheme.group_size)
     groups = inputs.transpose(0, 1)  # [groups, tokens, group]
     # |X e| = |R e| for X = Q R with orthogonal columns of Q: no more rows than a group has columns say the same.

@@ -1,0 +1,25 @@
+"""LLaVA 1.5 as Transformers has it: LLaMA behind an image tower and a projector, which keep their bits.
+
+Calibration is text alone, so that tower and projector never run.
+"""
+
+from workers.arch.architecture import Architecture, BlockKind
+from workers.arch.parts import ATTENTION, swiglu
+
+LLAVA = Architecture(
+    name="llava",
+    recipe=1,
+    model_class="AutoModelForImageTextToText",
+    embedding="model.language_model.embed_tokens",
+    rotary="model.language_model.rotary_emb",
+    blocks="model.language_model.layers",
+    final_norm="model.language_model.norm",
+    head="lm_head",
+    kinds=(BlockKind((*ATTENTION, *swiglu("mlp"))),),
+    renamed=(
+        (r"^language_model\.lm_head\.", "lm_head."),
+        (r"^language_model\.model\.", "model.language_model."),
+        (r"^vision_tower\.", "model.vision_tower."),
+        (r"^multi_modal_projector\.", "model.multi_modal_projector."),
+    ),
+)
