@@ -31,14 +31,20 @@ _TEXT_PARTS = ("text_config", "llm_cfg")
 _VISION_PARTS = ("vision_config", "vision_tower_cfg")
 # A vision-language model writes of its language model what differs from transformers' LlamaConfig: LLaVA-1.5-7B nothing
 # but the vocabulary and the positions.
-_LLAMA_SIZES = {
+_LLAMA_SIZES: Config = {
     "hidden_size": 4096,
     "num_hidden_layers": 32,
     "intermediate_size": 11008,
     "num_attention_heads": 32,
     "vocab_size": 32000,
 }
-_MAMBA_SIZES = {"state_size": 16, "conv_kernel": 4, "expand": 2, "time_step_rank": "auto", "tie_word_embeddings": True}
+_MAMBA_SIZES: Config = {
+    "state_size": 16,
+    "conv_kernel": 4,
+    "expand": 2,
+    "time_step_rank": "auto",
+    "tie_word_embeddings": True,
+}
 _CLIP, _SIGLIP = "clip_vision_model", "siglip_vision_model"
 
 
@@ -120,7 +126,7 @@ def _text_part(config: Config, where: Path) -> Config:
 
 def _mamba_part(given: Config) -> Config:
     text = _MAMBA_SIZES | given
-    hidden, expand = text.get("hidden_size"), text["expand"]
+    hidden, expand = text.get("hidden_size", 0), text["expand"]
     if _is_size(hidden):
         if _is_size(expand):
             text.setdefault("intermediate_size", expand * hidden)
@@ -152,7 +158,7 @@ def _vision_parameters(config: Config, text_hidden: int, where: Path) -> int:
     hidden = tower["hidden_size"]
     if architecture_of(config) == "vila":
         # four neighbouring patches side by side, normed
-        return _siglip(tower) + 2 * 4 * hidden + _projector(4 * hidden, text_hidden)
+        return int(_siglip(tower) + 2 * 4 * hidden + _projector(4 * hidden, text_hidden))
     return (_clip if kind == _CLIP else _siglip)(tower) + _projector(hidden, text_hidden)
 
 

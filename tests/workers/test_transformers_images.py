@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def prompt(seed: int, words: str = "t5 t6") -> ImagePrompt:
 
 def test_answers_are_those_of_transformers(llava: Path, evaluator: TransformersEvaluator) -> None:
     """Written out here: the chat format, four image tokens, pixels by Pillow, greedy."""
-    model = AutoModelForImageTextToText.from_pretrained(llava)
+    model: Any = AutoModelForImageTextToText.from_pretrained(llava)
     processor = AutoProcessor.from_pretrained(llava)
     for seed in range(3):
         inputs = processor(text=["USER: <image> t5 t6 ASSISTANT:"], images=[noise(seed)], return_tensors="pt")
