@@ -126,7 +126,7 @@ def _text_part(config: Config, where: Path) -> Config:
 
 def _mamba_part(given: Config) -> Config:
     text = _MAMBA_SIZES | given
-    hidden, expand = text.get("hidden_size"), text["expand"]
+    hidden, expand = text.get("hidden_size", 0), text["expand"]
     if _is_size(hidden):
         if _is_size(expand):
             text.setdefault("intermediate_size", expand * hidden)
@@ -158,7 +158,7 @@ def _vision_parameters(config: Config, text_hidden: int, where: Path) -> int:
     hidden: int = tower["hidden_size"]
     if architecture_of(config) == "vila":
         # four neighbouring patches side by side, normed
-        return _siglip(tower) + 2 * 4 * hidden + _projector(4 * hidden, text_hidden)
+        return int(_siglip(tower) + 2 * 4 * hidden + _projector(4 * hidden, text_hidden))
     return (_clip if kind == _CLIP else _siglip)(tower) + _projector(hidden, text_hidden)
 
 
