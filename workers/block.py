@@ -23,6 +23,7 @@ from workers.packing import layout_of, pack
 from workers.rotation import Rotation
 from workers.scaling import BlockScaling, fold
 from workers.seeds import seed_of
+from workers.shared_statistics import SharedStatistics
 from workers.statistics import GroupStatistics
 from workers.stream import BlockStream
 from workers.tuning import Samples, Tuned, TunedBlock, train
@@ -42,12 +43,16 @@ class BlockData:
 
     inputs: as the quantized blocks before make them. original: as the original ones do; original_outputs: what this
     block makes of those as it was, filled in by `quantize_block`. Each is empty where the method does not need it.
+    shared: where statistics of this block may be taken from and kept for other cells, null where they are its own;
+    were_taken: whether they were, filled in too.
     """
 
     inputs: list[Tensor]
     original: list[Tensor]
     kwargs: dict[str, Any]
+    shared: SharedStatistics | None = None
     original_outputs: list[Tensor] = field(default_factory=list)
+    were_taken: bool = False
 
     @property
     def seen(self) -> list[Tensor]:
@@ -64,7 +69,7 @@ def quantize_block(
     prefix = f"{stream.architecture.blocks}.{index}"
     rotation.turn_block(block, prefix)
     scaling = _scaling(request, stream, block, data)
-    statistics = _observe(request.method, stream, block, data, scaling)
+    statistics = _observe(request.method, stream, block, index, data, scaling)
     scaled, starts = _scale(request, stream, block, prefix, scaling, statistics)
     tuned = _tune(request, stream, block, prefix, data, starts, statistics)
     reports: list[LayerReport] = []
@@ -75,7 +80,7 @@ def quantize_block(
             before = [rotation.words(group, name), scaled.get(group.name), tuned.words]
             known = replace(seen, learned=tuned.learned.get(name))
             report, packed = _quantize_one(request, block, index, prefix, group, name, known, before)
-            reports.append(report)
+            reports.append(replace(report, shared_statistics=data.were_taken))
             tensors |= {f"{prefix}.{name}.{part}": tensor for part, tensor in packed.items()}
     return QuantizedBlock(reports, tensors | _others(stream, block, prefix))
 
@@ -95,16 +100,54 @@ def _scaling(request: QuantizeRequest, stream: BlockStream, block: nn.Module, da
     return BlockScaling(block, stream.architecture.groups, conf, request.scheme, stream.head_dim, num_windows)
 
 
+OUTPUTS = "outputs"  # of the original stream, as a part of what is shared
+
+
 def _observe(
-    method: MethodConf, stream: BlockStream, block: nn.Module, data: BlockData, scaling: BlockScaling | None
+    method: MethodConf, stream: BlockStream, block: nn.Module, index: int, data: BlockData, scaling: BlockScaling | None
 ) -> GroupStatistics:
     """What the calibration says of every group, before anything changes; and the outputs of the original stream.
 
-    Folds change a group's inputs by what is folded alone, so nothing has to be collected anew after them.
+    Taken from the storage where another cell has left all of it there.
     """
     needed, groups = needs(method), stream.architecture.groups
     statistics = GroupStatistics(groups, sample_every=_sample_every(method, data) if Need.INPUTS in needed else None)
-    firsts = [group.linears[0] for group in groups]
+    if data.shared is None:
+        _collect(needed, stream, block, data, scaling, statistics)
+        return statistics
+    observers: list[BlockScaling | GroupStatistics] = [] if scaling is None else [scaling]
+    observers += [statistics] if needed & _COLLECTED else []
+    parts = [part for observer in observers for part in observer.parts] + ([OUTPUTS] if data.original else [])
+    found = data.shared.take(index, parts)
+    if found is None:
+        _collect(needed, stream, block, data, scaling, statistics)
+        known = {OUTPUTS: {f"{i:05d}": batch for i, batch in enumerate(data.original_outputs)}}
+        for observer in observers:
+            known |= observer.state()
+        data.shared.put(index, {part: known[part] for part in parts})
+        return statistics
+    if scaling is not None:
+        with scaling.watching():
+            stream.feed(block, [data.seen[0][:1]], data.kwargs, _firsts(stream))
+    for observer in observers:
+        observer.restore(found)
+    data.original_outputs = [batch for _, batch in sorted(found.get(OUTPUTS, {}).items())]
+    data.were_taken = True
+    return statistics
+
+
+def _collect(
+    needed: frozenset[Need],
+    stream: BlockStream,
+    block: nn.Module,
+    data: BlockData,
+    scaling: BlockScaling | None,
+    statistics: GroupStatistics,
+) -> None:
+    """Let the calibration through the block, past whatever is needed.
+
+    Folds change a group's inputs by what is folded alone, so nothing has to be collected anew after them.
+    """
 
     def keep(_: int, output: Tensor) -> None:
         data.original_outputs.append(output.cpu())
@@ -118,6 +161,7 @@ def _observe(
                 stack.enter_context(statistics.watching(block))
             yield
 
+    firsts = _firsts(stream)
     if Need.CROSS_HESSIAN in needed:
         for inputs, original in zip(data.inputs, data.original, strict=True):
             with statistics.recording(block):
@@ -132,7 +176,10 @@ def _observe(
     else:
         with watching():
             stream.run(block, data.original, data.kwargs, keep)
-    return statistics
+
+
+def _firsts(stream: BlockStream) -> list[str]:
+    return [group.linears[0] for group in stream.architecture.groups]
 
 
 def _sample_every(method: MethodConf, data: BlockData) -> int:

@@ -1,6 +1,6 @@
 """What the calibration stream says of each group of linears that share an input: collected once, by hooks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -69,6 +69,28 @@ class GroupStatistics:
     def gram(self, name: str) -> tuple[Tensor, int]:
         """Sum of x x^T over the group's inputs, [in, in], and the number of them."""
         return self._sums[name].gram, self._sums[name].num_tokens
+
+    @property
+    def parts(self) -> list[str]:
+        """Names of what is collected, each of which says all that decides it beside the inputs."""
+        return ["moments"] + ([] if self._sample_every is None else [f"sample-{self._sample_every}"])
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """All that was counted, cross-Hessians left out: part -> name -> the tensor itself, as long as it stays."""
+        state: dict[str, dict[str, Tensor]] = {part: {} for part in self.parts}
+        moments, *samples = state.values()
+        for name, sums in self._sums.items():
+            moments |= {f"{name}.gram": sums.gram, f"{name}.num_tokens": torch.tensor([sums.num_tokens])}
+            for sample in samples:
+                sample[name] = torch.cat(sums.sample)
+        return state
+
+    def restore(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take up what `state` returned, in place of watching."""
+        moments, *samples = (state[part] for part in self.parts)
+        for group in self._groups:
+            gram, num_tokens = moments[f"{group.name}.gram"], int(moments[f"{group.name}.num_tokens"])
+            self._sums[group.name] = _Sums(gram, None, [sample[group.name] for sample in samples], num_tokens)
 
     def rescale(self, name: str, scale: Tensor) -> None:
         """The group's inputs have been divided by `scale` [in]: the same statistics of what they are now."""
