@@ -25,6 +25,7 @@ from conf.schema import (
     UniformScheme,
 )
 from tests.workers.tiny_requests import METHODS, random_windows, request_for, shard_bytes
+from workers import partial
 from workers.api import Manifest, QuantizeRequest
 from workers.calibration import token_hash
 from workers.checkpoint import checkpoint_directory
@@ -120,7 +121,7 @@ def test_a_resumed_cell_goes_on_from_outputs_that_were_taken(
     asked = request(tiny_llama, tmp_path, AWQ, 2)
     reference = run(asked)[1]
     shutil.rmtree(checkpoint_directory(tmp_path, asked.quantize_key))
-    save, count = workers.pipeline.partial.save_block, 0
+    save, count = partial.save_block, 0
 
     def killed(*args: Any) -> None:
         nonlocal count
@@ -130,7 +131,7 @@ def test_a_resumed_cell_goes_on_from_outputs_that_were_taken(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(workers.pipeline.partial, "save_block", killed)
+        patched.setattr(partial, "save_block", killed)
         with pytest.raises(KeyboardInterrupt):
             run(asked)
     shutil.rmtree(tmp_path / DIRECTORY)
