@@ -522,6 +522,9 @@ class ClusterConf:
 
     secrets: environment variable -> absolute path of the file that holds its value on each node
     (HF_TOKEN: /run/secrets/hf_token). Values themselves never stand in a configuration.
+
+    statistics_gib: what the storage may hold of calibration statistics that cells have in common, in GiB; 0: each cell
+    computes its own.
     """
 
     name: str = MISSING
@@ -532,6 +535,7 @@ class ClusterConf:
     quantize_timeout_seconds: float = 86400.0
     evaluate_timeout_seconds: float = 86400.0
     secrets: dict[str, str] = field(default_factory=dict)
+    statistics_gib: float = 8.0
 
 
 @dataclass

@@ -1,24 +1,19 @@
-"""A cell's identity: canonical JSON, its two keys, and a label a person can read.
+"""A cell's identity: what its two keys hash, and a label a person can read.
 
 quantize_key names a checkpoint, evaluate_key a row. What is hashed is kept beside the key, so that a mismatch can be
 explained. GPU counts, thread counts, retries and tracking never enter.
 """
 
-import dataclasses
 import enum
-import hashlib
-import json
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from conf.schema import CalibrationConf, CellConf, SchemeConf, ShapeConf, SuiteConf
 from workers.api import ModelRef, TextRef
 from workers.arch import ARCHITECTURES, Architecture
-from workers.methods.registry import recipes
+from workers.canonical import plain
+from workers.methods.registry import PIPELINE_RECIPE, recipes
 from workers.task_files import task_file_key
-
-PIPELINE_RECIPE = 1  # bump when the block loop itself leads to other numbers
 
 
 class CellStatus(enum.StrEnum):
@@ -69,40 +64,6 @@ class Cell:
     @property
     def key(self) -> str:
         return self.evaluate_key
-
-
-def plain(value: Any) -> Any:
-    """Dataclasses to dicts tagged with their class name. Raises TypeError on anything that is not plain data."""
-    if value is None or isinstance(value, (str, int)):  # bool is an int
-        return value
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise TypeError(f"canonical JSON has no {value}")
-        return value
-    if isinstance(value, dict):
-        for key in value:
-            if not isinstance(key, str):
-                raise TypeError(f"canonical JSON has text keys only: {sorted(map(repr, value))}")
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"kind": type(value).__name__, **fields}
-    raise TypeError(f"canonical JSON cannot hold {type(value).__name__}: {value!r}")
-
-
-_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-
-
-def canonical_json(value: Any) -> str:
-    """Sorted keys, no spaces, ASCII: the same text for the same data on every machine."""
-    return _ENCODER.encode(plain(value))
-
-
-def key_of(payload: Any) -> str:
-    """sha256 of canonical JSON, as 64 hexadecimal digits."""
-    return hashlib.sha256(canonical_json(payload).encode()).hexdigest()
 
 
 def quantize_payload(config: CellConf, model: ModelRef, calibration_text: TextRef) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from orchestrator.cell import Cell
-from orchestrator.memory_model import Disk, disk
+from orchestrator.memory_model import Disk, disk, statistics_bytes
 
 GIB = 2**30
 ATTEMPT_BYTES = 2**20  # cell.json, result.json, log.txt, layers.json: a fifth of this for a model of four blocks
@@ -20,6 +20,18 @@ def still_to_write(cells: list[Cell], made: Collection[str], num_at_once: int) -
     kept = sum(space.kept for key, space in spaces.items() if key not in made)
     temporary = sorted((_disk(cell).temporary for cell in cells), reverse=True)
     return Disk(kept + len(cells) * ATTEMPT_BYTES, sum(temporary[:num_at_once]))
+
+
+def statistics_to_write(cells: list[Cell], limit_gib: float, held: int) -> int:
+    """Bytes of statistics that these cells may leave for others, at most what the limit allows beside those held.
+
+    What several of them share is counted for each, so this is no less than it will be.
+    """
+    wanted = sum(
+        statistics_bytes(c.model.architecture, c.shape, c.config.method, c.config.calibration, c.config.numerics)
+        for c in cells
+    )
+    return max(0, min(wanted, int(limit_gib * GIB) - held))
 
 
 def artifacts(cells: list[Cell], *, upload_checkpoints: bool) -> int:

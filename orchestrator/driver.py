@@ -249,6 +249,7 @@ class Driver:
             storage=str(self._storage.root),
             attempt_directory=str(self._attempt(cell).directory),
             secrets=self._cluster.secrets,
+            statistics_gib=self._cluster.statistics_gib,
         )
 
     def _evaluate_request(self, cell: Cell) -> EvaluateRequest:

@@ -52,6 +52,8 @@ def _check_cluster(cluster: ClusterConf) -> None:
         raise ConfigError(f"cluster.address={address}: <host>:<port> of a Ray cluster, auto, or null for this machine")
     if cluster.idle_seconds < 0:
         raise ConfigError(f"cluster.idle_seconds={cluster.idle_seconds}: at least 0")
+    if cluster.statistics_gib < 0:
+        raise ConfigError(f"cluster.statistics_gib={cluster.statistics_gib}: at least 0, which keeps none")
     for key in ("quantize_timeout_seconds", "evaluate_timeout_seconds"):
         if getattr(cluster, key) <= 0:
             raise ConfigError(f"cluster.{key}={getattr(cluster, key)}: more than 0, or every cell would end in TIMEOUT")

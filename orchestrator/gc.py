@@ -1,4 +1,4 @@
-"""Removing checkpoints nobody needs, and what processes that were killed left behind."""
+"""Removing checkpoints nobody needs, statistics, which can be computed anew, and what killed processes left behind."""
 
 import contextlib
 import re
@@ -12,7 +12,7 @@ from rich.console import Console
 from orchestrator import results
 from orchestrator.io_errors import explained
 from orchestrator.needs import drop_needs, needs_of_others
-from orchestrator.storage import Storage
+from orchestrator.storage import Storage, num_bytes
 from workers.files import locked
 
 # A checkpoint, an unfinished one, or the temporary copy that an evaluation left when it was killed.
@@ -36,7 +36,7 @@ def collect(storage: Storage, console: Console, *, really: bool) -> int:
                 if sweep.is_dir():
                     held.enter_context(storage.lease(sweep.name))
             drop_needs(storage)
-        total = _checkpoints(storage, console, really=really)
+        total = _checkpoints(storage, console, really=really) + _statistics(storage, console, really=really)
         if really:
             _leftovers(storage)
         _say_kept(storage, console)
@@ -51,13 +51,26 @@ def _checkpoints(storage: Storage, console: Console, *, really: bool) -> int:
         match = REMOVABLE.fullmatch(directory.name)
         if match is None or match["key"] in _needed(storage):
             continue
-        size = _num_bytes(directory)
+        size = num_bytes(directory)
         if really and not _removed(storage, directory, match["key"]):
             console.print(f"in use: {directory.name[:24]}", highlight=False)
             continue
         total += size
         console.print(f"{'removed' if really else 'would remove'} {directory.name[:24]}  {size / 2**20:.1f} MiB")
     return total
+
+
+def _statistics(storage: Storage, console: Console, *, really: bool) -> int:
+    """Returns the bytes removed, or to remove."""
+    size = num_bytes(storage.statistics)
+    if not size:
+        return 0
+    lock = storage.statistics / ".lock"
+    if really and not _unless_locked(lock, lambda: shutil.rmtree(storage.statistics)):
+        console.print("in use: statistics", highlight=False)
+        return 0
+    console.print(f"{'removed' if really else 'would remove'} statistics  {size / 2**20:.1f} MiB")
+    return size
 
 
 def _needed(storage: Storage) -> set[str]:
@@ -97,13 +110,9 @@ def _say_kept(storage: Storage, console: Console) -> None:
     for path, needs in needs_of_others(storage).items():
         checkpoints = [storage.checkpoint(key) for key in needs.quantize_keys]
         there = [directory for directory in checkpoints if directory.exists()]
-        size = sum(map(_num_bytes, there)) / 2**20
+        size = sum(map(num_bytes, there)) / 2**20
         console.print(
             f"kept for sweep {needs.sweep} of {needs.results}: {len(there)} checkpoints, {size:.1f} MiB; if it is not "
             f"wanted any more: rm {path}",
             highlight=False,
         )
-
-
-def _num_bytes(directory: Path) -> int:
-    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())

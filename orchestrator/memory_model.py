@@ -30,6 +30,7 @@ from orchestrator.shapes import (
 )
 from orchestrator.slot_memory import (
     collected_bytes,
+    compared_bytes,
     host_bytes,
     learned_bytes,
     linear_bytes,
@@ -41,6 +42,7 @@ from orchestrator.slot_memory import (
 )
 from workers.arch import is_skipped
 from workers.methods.accounting import stored_bits
+from workers.methods.registry import follows_original, shares_statistics
 
 GIB = 2**30
 CHUNK_TOKENS = 2048  # tokens the engine scores at once (its max_num_batched_tokens)
@@ -109,6 +111,23 @@ def disk(
     streams = num_streams(method) * stream_bytes(shape, calibration, numerics)
     dense = checkpoint_bytes(architecture, shape, method, scheme, "dense") if weight_format == "dense" else 0
     return Disk(checkpoint_bytes(architecture, shape, method, scheme, "packed"), max(streams, dense))
+
+
+def statistics_bytes(
+    architecture: str, shape: ShapeConf, method: MethodConf, calibration: CalibrationConf, numerics: NumericsConf
+) -> int:
+    """What a cell may leave in the storage of its calibration for other cells, where none has been before it."""
+    if not shares_statistics(method, numerics, 0):
+        return 0
+    every = shares_statistics(method, numerics, 1)
+    of_blocks = [
+        (collected_bytes(block_linears(architecture, shape, index), method), count if every else 1)
+        for index, count in block_kinds(architecture, shape)
+    ]
+    beside = compared_bytes(shape, method, calibration, numerics)
+    if follows_original(method):
+        beside += stream_bytes(shape, calibration, numerics)
+    return sum(count * (size + beside) for size, count in (of_blocks if every else of_blocks[:1]))
 
 
 # --- quantize --------------------------------------------------------------------------------------------------------

@@ -3,19 +3,19 @@
 from pathlib import Path
 
 import kernels
-from conf.schema import TrackingConf
 from orchestrator.cell import Cell
-from orchestrator.disk_needs import artifacts, shortages, still_to_write
+from orchestrator.disk_needs import artifacts, shortages, statistics_to_write, still_to_write
 from orchestrator.results import results_root
 from orchestrator.scheduler import Scheduler
 from orchestrator.shipping import PROJECT, inputs
 from orchestrator.storage import Storage
+from orchestrator.sweep import Sweep
 from workers.errors import PrerequisiteError
 
 
-def preflight(cells: list[Cell], storage: Storage, scheduler: Scheduler, tracking: TrackingConf) -> None:
+def preflight(cells: list[Cell], storage: Storage, scheduler: Scheduler, sweep: Sweep) -> None:
     """Raise PrerequisiteError with all problems found."""
-    problems = [*_import_problems(), *_engine_problems(cells), *_disk_problems(cells, storage, scheduler, tracking)]
+    problems = [*_import_problems(), *_engine_problems(cells), *_disk_problems(cells, storage, scheduler, sweep)]
     problems += scheduler.admit(storage.root, inputs(cells))
     if problems:
         raise PrerequisiteError("\n  ".join(problems))
@@ -35,15 +35,17 @@ def _engine_problems(cells: list[Cell]) -> list[str]:
     return [f"{name} is not installed; install what the lock lists: make setup" for name in missing]
 
 
-def _disk_problems(cells: list[Cell], storage: Storage, scheduler: Scheduler, tracking: TrackingConf) -> list[str]:
-    """Room for every checkpoint still to be made, for the temporary copies beside them, and for MLflow's artifacts."""
+def _disk_problems(cells: list[Cell], storage: Storage, scheduler: Scheduler, sweep: Sweep) -> list[str]:
+    """Room for every checkpoint still to be made, the temporary copies beside them, statistics, MLflow's artifacts."""
     made = {key for cell in cells if storage.has_checkpoint(key := cell.quantize_key)}
     space = still_to_write(cells, made, sum(max(1, int(node.num_gpus)) for node in scheduler.nodes()))
-    needs = {storage.root: space.kept + space.temporary}
-    if tracking.uri is None:
-        needs[results_root()] = artifacts(cells, upload_checkpoints=tracking.upload_checkpoints)
+    todo = [cell for cell in cells if cell.quantize_key not in made]
+    statistics = statistics_to_write(todo, sweep.cluster.statistics_gib, storage.statistics_bytes())
+    needs = {storage.root: space.kept + space.temporary + statistics}
+    if sweep.tracking.uri is None:
+        needs[results_root()] = artifacts(cells, upload_checkpoints=sweep.tracking.upload_checkpoints)
     return [
-        f"{shortage}; remove checkpoints no sweep needs (ptqbench gc --yes), or give a larger disk: "
-        "cluster.storage=<directory>"
+        f"{shortage}; remove checkpoints no sweep needs (ptqbench gc --yes), keep no statistics for other cells "
+        "(cluster.statistics_gib=0), or give a larger disk: cluster.storage=<directory>"
         for shortage in shortages(needs)
     ]

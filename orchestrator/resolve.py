@@ -40,6 +40,7 @@ from orchestrator.support import illegal, support
 from orchestrator.sweep import Point, Sweep
 from orchestrator.texts import check_calibration, check_suite, resolve_text
 from workers.api import TextRef
+from workers.canonical import key_of
 from workers.datasets import Split, content_hash
 from workers.errors import BadInputError
 from workers.methods.accounting import SCALE_BITS
@@ -139,7 +140,7 @@ class _Resolver:
             self._check(config, model, calibration, texts)
         engine = _engine(config, model, status)
         quantize_payload = identity.quantize_payload(config, model.ref, calibration)
-        quantize_key = identity.key_of(quantize_payload)
+        quantize_key = key_of(quantize_payload)
         payload = identity.evaluate_payload(quantize_key, config.suite, texts, engine)
         return Cell(
             config=config,
@@ -149,7 +150,7 @@ class _Resolver:
             texts=texts,
             engine=engine,
             quantize_key=quantize_key,
-            evaluate_key=identity.key_of(payload),
+            evaluate_key=key_of(payload),
             payload=payload | {"quantize": quantize_payload},
             label=identity.label(config, model.ref, point.assignment),
             support=status,

@@ -167,7 +167,7 @@ def _drive(
     console.print(f"{len(cells)} cells to run; starting Ray", highlight=False)
     scheduler = RayScheduler(sweep.cluster)
     try:
-        preflight(cells, storage, scheduler, sweep.tracking)
+        preflight(cells, storage, scheduler, sweep)
         _refuse_unshared(sweep, len(scheduler.nodes()))
         estimate = sum(job.quantize_seconds + job.evaluate_seconds for job in jobs)
         with SweepProgress(console, len(cells), estimate) as progress:

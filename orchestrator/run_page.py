@@ -152,7 +152,9 @@ def _metrics(result: AttemptResult, manifest: Manifest | None) -> dict[str, floa
             if metric.stderr is not None:
                 found[f"{metric.name}_stderr"] = metric.stderr
     if manifest is not None:
+        shared = sum(report.shared_statistics for report in manifest.layer_reports)
         found |= {"bits_per_weight": manifest.bits_per_weight, "checkpoint_bytes": float(manifest.checkpoint_bytes)}
+        found["shared_statistics"] = float(shared)
     if quantize is not None:
         found |= {"quantize_seconds": quantize.seconds, "quantize_peak_memory_gib": quantize.peak_memory_gib}
     if evaluate is not None:

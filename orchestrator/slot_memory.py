@@ -144,6 +144,15 @@ def stream_bytes(shape: ShapeConf, calibration: CalibrationConf, numerics: Numer
     return num_tokens * shape.hidden_size * DTYPE_BYTES[numerics.dtype]
 
 
+def compared_bytes(shape: ShapeConf, method: MethodConf, calibration: CalibrationConf, numerics: NumericsConf) -> int:
+    """Inputs of the modules that AWQ compares, of one block."""
+    if not isinstance(method.scale, AwqScale):
+        return 0
+    windows = min(method.scale.num_windows, calibration.num_sequences)
+    stream = stream_bytes(shape, calibration, numerics)
+    return AWQ_MODULES * stream * windows // (calibration.num_sequences or 1)
+
+
 def host_bytes(shape: ShapeConf, method: MethodConf, calibration: CalibrationConf, numerics: NumericsConf) -> int:
     """Each stream twice (a block's outputs beside its inputs; or its copy as it is written), and what slots keep.
 
@@ -151,14 +160,7 @@ def host_bytes(shape: ShapeConf, method: MethodConf, calibration: CalibrationCon
     """
     stream = stream_bytes(shape, calibration, numerics)
     held = 2 * num_streams(method) * stream
-    if isinstance(method.scale, AwqScale):
-        held += (
-            2
-            * AWQ_MODULES
-            * stream
-            * min(method.scale.num_windows, calibration.num_sequences)
-            // (calibration.num_sequences or 1)
-        )
+    held += 2 * compared_bytes(shape, method, calibration, numerics)
     if isinstance(method.tune, BlockTune) and method.tune.aug_loss:
         held += stream
     return held

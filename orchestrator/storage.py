@@ -4,6 +4,7 @@ checkpoints/<quantize_key>/     finished checkpoints, the manifest being the com
 attempts/<key>-<number>/        one try at a cell: cell.json, log.txt, quantize.json, and result.json when it ended
 leases/<sweep>/                 which driver works on a sweep (lease.py)
 leases/<quantize_key>.lock      who makes a checkpoint now (workers/checkpoint.py)
+statistics/<key>/               what calibration says of blocks, for other cells (workers/shared_statistics.py)
 needs/                          which checkpoints the sweeps of every results/ directory need (needs.py)
 id                              what tells this storage from others
 
@@ -134,6 +135,16 @@ class Storage:
         directory = self.checkpoint(quantize_key)
         return manifest is not None and all((directory / file).exists() for file in manifest.files)
 
+    @property
+    def statistics(self) -> Path:
+        """Where statistics lie that cells share; there is nothing before the first is kept."""
+        return self.root / "statistics"
+
+    def statistics_bytes(self) -> int:
+        """How much of them there is now."""
+        with _explained(self.root):
+            return num_bytes(self.statistics)
+
     # --- attempts ----------------------------------------------------------------------------------------------------
 
     def states(self, cells: list[Cell]) -> dict[str, CellState]:
@@ -235,6 +246,15 @@ class Storage:
         """Who drives a sweep, in words."""
         with self._usable():
             return f"sweep {sweep}, {holder_of(self.root / 'leases' / sweep)}"
+
+
+def num_bytes(directory: Path) -> int:
+    """Bytes of all files below a directory; 0 where there is none. A file that goes meanwhile is not counted."""
+    total = 0
+    for path in directory.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 def storage_id(root: Path) -> str | None:

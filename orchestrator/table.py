@@ -15,7 +15,8 @@ from orchestrator.storage import Attempt, CellState, Storage
 from workers.api import EvaluateResult, Manifest
 from workers.files import replace
 
-INTEGERS = ("bits", "group_size", "seed", "attempt", "checkpoint_bytes")  # pandas makes floats of them beside a gap
+# pandas makes floats of them beside a gap
+INTEGERS = ("bits", "group_size", "seed", "attempt", "checkpoint_bytes", "shared_statistics")
 
 
 def cells_table(
@@ -92,6 +93,7 @@ def _of_checkpoint(manifest: Manifest | None) -> dict[str, Any]:
         "bits_per_weight": manifest.bits_per_weight,
         "checkpoint_bytes": manifest.checkpoint_bytes,
         "quantize_seconds": manifest.seconds,
+        "shared_statistics": sum(report.shared_statistics for report in manifest.layer_reports),
         "peak_memory_gib": manifest.peak_memory_gib,
         "degraded": degradation(manifest),
     }

@@ -70,7 +70,8 @@ class TextRef:
 class QuantizeRequest:
     """Everything a worker needs to make one checkpoint; evaluate_key names the cell it is made for first.
 
-    secrets: environment variable -> file on the node that holds its value.
+    secrets: environment variable -> file on the node that holds its value. statistics_gib: what the storage may hold of
+    statistics that cells share.
     """
 
     evaluate_key: str
@@ -85,6 +86,7 @@ class QuantizeRequest:
     storage: str
     attempt_directory: str
     secrets: dict[str, str] = field(default_factory=dict)
+    statistics_gib: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ class LayerReport:
     """What one linear really got.
 
     proxy_loss is tr((W-Q) H (W-Q)^T) on the original W and the undamped mean-over-tokens H; null where the method needs
-    no data. degraded says what differs from the label, or is null.
+    no data. degraded says what differs from the label, or is null. shared_statistics: whether another cell had left its
+    statistics in the storage, so that nobody has waited for them here.
     """
 
     block: int
@@ -110,6 +113,7 @@ class LayerReport:
     unchanged: bool
     degraded: str | None
     seconds: float
+    shared_statistics: bool = False
 
 
 @dataclass(frozen=True)

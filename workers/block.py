@@ -24,6 +24,7 @@ from workers.packing import layout_of, pack
 from workers.rotation import Rotation
 from workers.scaling import BlockScaling, fold
 from workers.seeds import seed_of
+from workers.shared_statistics import SharedStatistics
 from workers.statistics import GroupStatistics
 from workers.stream import BlockStream
 from workers.tuning import Samples, Tuned, TunedBlock, train
@@ -43,12 +44,16 @@ class BlockData:
 
     inputs: as the quantized blocks before make them. original: as the original ones do; original_outputs: what this
     block makes of those as it was, filled in by `quantize_block`. Each is empty where the method does not need it.
+    shared: where statistics of this block may be taken from and kept for other cells, null where they are its own;
+    were_taken: whether they were, filled in too.
     """
 
     inputs: list[Tensor]
     original: list[Tensor]
     kwargs: dict[str, Any]
+    shared: SharedStatistics | None = None
     original_outputs: list[Tensor] = field(default_factory=list)
+    were_taken: bool = False
 
     @property
     def seen(self) -> list[Tensor]:
@@ -65,7 +70,7 @@ def quantize_block(
     prefix, groups = f"{stream.architecture.blocks}.{index}", stream.groups(index, request.method.skip)
     rotation.turn_block(block, groups, prefix)
     scaling = _scaling(request, stream, block, groups, data)
-    statistics = _observe(request, stream, block, groups, data, scaling)
+    statistics = _observe(request, stream, block, index, groups, data, scaling)
     cover(statistics, request.calibration.experts, prefix)
     scaled, starts = _scale(request, stream, block, prefix, scaling, statistics)
     tuned = _tune(request, stream, block, groups, prefix, data, starts, statistics)
@@ -77,7 +82,7 @@ def quantize_block(
             before = [rotation.words(group, name), scaled.get(name), tuned.words]
             known = replace(seen, learned=tuned.learned.get(name))
             report, packed = _quantize_one(request, block, index, prefix, group, name, known, before)
-            reports.append(report)
+            reports.append(replace(report, shared_statistics=data.were_taken))
             stored = stream.tensors.stored(f"{prefix}.{name}.weight").removesuffix(".weight")
             tensors |= {f"{stored}.{part}": tensor for part, tensor in packed.items()}
         reports += [_kept(block, stream, index, name) for name in group.kept if is_skipped(name, request.method.skip)]
@@ -103,26 +108,68 @@ def _scaling(
     return BlockScaling(block, groups, conf, request.scheme, stream.head_dim, num_windows, experts)
 
 
+OUTPUTS = "outputs"  # of the original stream, as a part of what is shared
+
+
 def _observe(
     request: QuantizeRequest,
     stream: BlockStream,
     block: nn.Module,
+    index: int,
     groups: Sequence[LinearGroup],
     data: BlockData,
     scaling: BlockScaling | None,
 ) -> GroupStatistics:
     """What the calibration says of every group, before anything changes; and the outputs of the original stream.
 
-    Folds change a group's inputs by what is folded alone, so nothing has to be collected anew after them.
+    Taken from the storage where another cell has left all of it there.
     """
     method, needed = request.method, needs(request.method)
     statistics = GroupStatistics(
+        block,
         groups,
         sample_every=_sample_every(method, data) if Need.INPUTS in needed else None,
         hessian=Need.HESSIAN in needed,
         cross=Need.CROSS_HESSIAN in needed,
     )
-    collects = bool(needed & _COLLECTED) or bool(statistics.families and needed)
+    observers: list[BlockScaling | GroupStatistics] = [] if scaling is None else [scaling]
+    if needed & _COLLECTED or (statistics.families and needed):  # the tokens of experts are counted in any case
+        observers.append(statistics)
+    if data.shared is None:
+        _collect(request, stream, block, groups, data, observers, statistics)
+        return statistics
+    parts = [part for observer in observers for part in observer.parts] + ([OUTPUTS] if data.original else [])
+    found = data.shared.take(index, parts)
+    if found is None:
+        _collect(request, stream, block, groups, data, observers, statistics)
+        known = {OUTPUTS: {f"{i:05d}": batch for i, batch in enumerate(data.original_outputs)}}
+        for observer in observers:
+            known |= observer.state()
+        data.shared.put(index, {part: known[part] for part in parts})
+        return statistics
+    if scaling is not None:
+        with scaling.watching():
+            stream.feed(block, [data.seen[0][:1]], data.kwargs, groups)
+    for observer in observers:
+        observer.restore(found)
+    data.original_outputs = [batch for _, batch in sorted(found.get(OUTPUTS, {}).items())]
+    data.were_taken = True
+    return statistics
+
+
+def _collect(
+    request: QuantizeRequest,
+    stream: BlockStream,
+    block: nn.Module,
+    groups: Sequence[LinearGroup],
+    data: BlockData,
+    observers: Sequence[BlockScaling | GroupStatistics],
+    statistics: GroupStatistics,
+) -> None:
+    """Let the calibration through the block, past whoever observes it.
+
+    Folds change a group's inputs by what is folded alone, so nothing has to be collected anew after them.
+    """
 
     def keep(_: int, output: Tensor) -> None:
         data.original_outputs.append(output.cpu())
@@ -131,27 +178,24 @@ def _observe(
     def watching() -> Iterator[None]:
         with ExitStack() as stack:
             stack.enter_context(calibrated(block, request.calibration.experts))
-            if scaling is not None:
-                stack.enter_context(scaling.watching())
-            if collects:
-                stack.enter_context(statistics.watching(block))
+            for observer in observers:
+                stack.enter_context(observer.watching())
             yield
 
-    if Need.CROSS_HESSIAN in needed:
+    if Need.CROSS_HESSIAN in needs(request.method):
         for inputs, original in zip(data.inputs, data.original, strict=True):
-            with calibrated(block, request.calibration.experts), statistics.recording(block):
+            with calibrated(block, request.calibration.experts), statistics.recording():
                 stream.run(block, [original], data.kwargs, keep)
             with watching():
                 stream.feed(block, [inputs], data.kwargs, groups)
     elif data.inputs:
         stream.run(block, data.original, data.kwargs, keep)
-        if scaling is not None or collects:
+        if observers:
             with watching():
                 stream.feed(block, data.inputs, data.kwargs, groups)
     else:
         with watching():
             stream.run(block, data.original, data.kwargs, keep)
-    return statistics
 
 
 def _sample_every(method: MethodConf, data: BlockData) -> int:

@@ -24,11 +24,12 @@ from workers.calibration import Windows, calibration_windows, canary_tokens, tok
 from workers.datasets import load_content
 from workers.errors import NoOpError, NumericalError
 from workers.failures import is_disk_full
-from workers.methods.registry import follows_original, follows_quantized, is_baseline, needs
+from workers.methods.registry import follows_original, follows_quantized, is_baseline, needs, shares_statistics
 from workers.model_files import load_tokenizer, local_directory
 from workers.packing import layout_of
 from workers.process import peak_memory_gib, reset_peak_memory, return_freed_memory, versions
 from workers.rotation import Rotation
+from workers.shared_statistics import SharedStatistics
 from workers.stream import BlockStream
 
 log = logging.getLogger(__name__)
@@ -140,6 +141,7 @@ def _walk(
     canary: torch.Tensor,
 ) -> tuple[list[LayerReport], Streams]:
     """All blocks in order, taking up what an earlier attempt has left."""
+    shared = SharedStatistics.of(request, token_hash(windows))
     saved, tensors = partial.take_up(unfinished)
     streams = _first_streams(request, stream, rotation, windows[:1] if saved else windows, canary)
     if saved:
@@ -150,7 +152,8 @@ def _walk(
         began = time.perf_counter()
         with stream.block(index) as block:
             stream.run(block, streams.reference, streams.canary_kwargs, _into(streams.reference))
-            done = _quantize_and_propagate(request, stream, rotation, block, index, streams)
+            mine = shared if shares_statistics(request.method, request.numerics, index) else None
+            done = _quantize_and_propagate(request, stream, rotation, block, index, streams, mine)
             stream.run(block, streams.quantized, streams.canary_kwargs, _into(streams.quantized))
         _require_finite(streams, f"{stream.architecture.blocks}.{index}")
         reports += done.reports
@@ -160,10 +163,16 @@ def _walk(
 
 
 def _quantize_and_propagate(
-    request: QuantizeRequest, stream: BlockStream, rotation: Rotation, block: nn.Module, index: int, streams: Streams
+    request: QuantizeRequest,
+    stream: BlockStream,
+    rotation: Rotation,
+    block: nn.Module,
+    index: int,
+    streams: Streams,
+    shared: SharedStatistics | None,
 ) -> QuantizedBlock:
     """Quantize on the calibration streams, then let each through the block: the original one before it changes."""
-    data = BlockData(streams.calibration, streams.original_calibration, streams.calibration_kwargs)
+    data = BlockData(streams.calibration, streams.original_calibration, streams.calibration_kwargs, shared)
     done = quantize_block(request, stream, rotation, block, index, data)
     streams.original_calibration = data.original_outputs
     if index + 1 < stream.num_blocks:  # nothing reads the calibration streams after the last block

@@ -122,6 +122,31 @@ class BlockScaling:
 
         return see
 
+    @property
+    def parts(self) -> list[str]:
+        """Names of what is collected, each of which says all that decides it beside the inputs."""
+        return ["channels"] + ([f"windows-{len(self._compared)}"] if self._compared else [])
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """All that was seen but for the kwargs: part -> name -> the tensor itself."""
+        state: dict[str, dict[str, Tensor]] = {part: {} for part in self.parts}
+        channels, *windows = state.values()
+        for name, seen in self._seen.items():
+            if seen.sum_abs is not None and seen.max_abs is not None:
+                channels |= {f"{name}.sum_abs": seen.sum_abs, f"{name}.max_abs": seen.max_abs}
+            channels[f"{name}.num_tokens"] = torch.tensor([seen.num_tokens])
+            for part in windows:
+                part |= {name: torch.cat(seen.windows)} if seen.windows else {}
+        return state
+
+    def restore(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take up what `state` returned. Any one window must have been watched before, for the kwargs."""
+        channels, *windows = (state[part] for part in self.parts)
+        for name, seen in self._seen.items():
+            seen.sum_abs, seen.max_abs = channels.get(f"{name}.sum_abs"), channels.get(f"{name}.max_abs")
+            seen.num_tokens = int(channels[f"{name}.num_tokens"])
+            seen.windows = [part[name] for part in windows if name in part]
+
     @torch.no_grad()
     def search(self, statistics: GroupStatistics) -> list[tuple[LinearGroup, Tensor, Scaled]]:
         """The best scale [in] of every group, found on the block as it is. statistics: of the same calibration."""

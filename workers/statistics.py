@@ -1,6 +1,6 @@
 """What the calibration stream says of each group of linears that share an input: collected once, by hooks."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -34,10 +34,16 @@ class GroupStatistics:
     """Hessians, and a sample of inputs if asked for, of the groups of one block; the number of tokens in any case."""
 
     def __init__(
-        self, groups: Sequence[LinearGroup], *, sample_every: int | None, hessian: bool = True, cross: bool = False
+        self,
+        block: nn.Module,
+        groups: Sequence[LinearGroup],
+        *,
+        sample_every: int | None,
+        hessian: bool = True,
+        cross: bool = False,
     ) -> None:
         """sample_every: keep one token in so many (of an expert more, as it sees fewer); null keeps none."""
-        self._groups = [group for group in groups if group.linears]
+        self._block, self._groups = block, [group for group in groups if group.linears]
         self._sample_every, self._hessian, self._cross = sample_every, hessian, cross
         families = [group.siblings for group in self._groups]
         self._family_sizes = {group.name: families.count(group.siblings) for group in self._groups if group.siblings}
@@ -53,19 +59,19 @@ class GroupStatistics:
                 found.setdefault(group.siblings, []).append(group.name)
         return found
 
-    def watching(self, block: nn.Module) -> AbstractContextManager[None]:
+    def watching(self) -> AbstractContextManager[None]:
         """Every batch that runs through the block inside is counted."""
         for group in self._groups:
             if group.name not in self.sums:
-                self.sums[group.name] = self._zeros(block, group)
-        return self._hooked(block, self._count)
+                self.sums[group.name] = self._zeros(group)
+        return self._hooked(self._count)
 
-    def recording(self, block: nn.Module) -> AbstractContextManager[None]:
+    def recording(self) -> AbstractContextManager[None]:
         """The batch that runs inside is the original form of the next one that is watched: cross-Hessians are kept."""
-        return self._hooked(block, self._record)
+        return self._hooked(self._record)
 
-    def _zeros(self, block: nn.Module, group: LinearGroup) -> GroupSums:
-        weight = block.get_submodule(group.linears[0]).weight
+    def _zeros(self, group: LinearGroup) -> GroupSums:
+        weight = self._block.get_submodule(group.linears[0]).weight
         assert isinstance(weight, Tensor)
         size = weight.shape[1]
 
@@ -75,7 +81,7 @@ class GroupStatistics:
         return GroupSums(size, zeros(self._hessian), zeros(self._cross))
 
     @contextmanager
-    def _hooked(self, block: nn.Module, see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    def _hooked(self, see: Callable[[str, Tensor], None]) -> Iterator[None]:
         """Hooks on the inputs of each group, removed on exit; `see` gets [tokens, in] float32."""
         with ExitStack() as stack:
             for group in self._groups:
@@ -83,7 +89,7 @@ class GroupStatistics:
                 def hook(inputs: Tensor, name: str = group.name) -> None:
                     see(name, inputs.reshape(-1, inputs.shape[-1]).float())
 
-                stack.callback(tap(block, group, hook).remove)
+                stack.callback(tap(self._block, group, hook).remove)
             yield
 
     def _record(self, name: str, inputs: Tensor) -> None:
@@ -105,6 +111,33 @@ class GroupStatistics:
         sums = self.sums[name]
         assert sums.gram is not None, f"no Hessian of {name} was asked for"
         return sums.gram, sums.num_tokens + sums.num_borrowed
+
+    @property
+    def parts(self) -> list[str]:
+        """Names of what is collected, each of which says all that decides it beside the inputs."""
+        samples = [] if self._sample_every is None else [f"sample-{self._sample_every}"]
+        return ["moments" if self._hessian else "tokens", *samples]
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """All that was counted, cross-Hessians left out: part -> name -> the tensor itself, as long as it stays."""
+        state: dict[str, dict[str, Tensor]] = {part: {} for part in self.parts}
+        moments, *samples = state.values()
+        for name, sums in self.sums.items():
+            moments[f"{name}.sizes"] = torch.tensor([sums.num_tokens, sums.in_features])
+            if sums.gram is not None:
+                moments[f"{name}.gram"] = sums.gram
+            for sample in samples:
+                sample |= {name: torch.cat(sums.sample)} if sums.sample else {}
+        return state
+
+    def restore(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take up what `state` returned, in place of watching."""
+        moments, *samples = (state[part] for part in self.parts)
+        for group in self._groups:
+            num_tokens, in_features = moments[f"{group.name}.sizes"].tolist()
+            sample = [one[group.name] for one in samples if group.name in one]
+            gram = moments.get(f"{group.name}.gram")
+            self.sums[group.name] = GroupSums(in_features, gram, sample=sample, num_tokens=num_tokens)
 
     def rescale(self, scaled: LinearGroup, scale: Tensor) -> None:
         """The inputs of these linears have been divided by `scale` [in]: the same statistics of what they are now."""

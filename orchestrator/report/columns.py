@@ -25,6 +25,8 @@ DESCRIPTIONS: dict[str, str] = {
     "bits_per_weight": "true bits per quantized weight, scales and zero points included",
     "checkpoint_bytes": "size of the checkpoint, in bytes",
     "quantize_seconds": "wall time of the quantize stage, in seconds",
+    "shared_statistics": "linears whose calibration statistics another cell had left in the storage: "
+    "quantize_seconds has none for them",
     "evaluate_seconds": "wall time of the evaluate stage, in seconds",
     "peak_memory_gib": "largest memory of either stage, in GiB",
     "mlflow_run_id": "id of the MLflow run of the last attempt",
@@ -46,6 +48,7 @@ NUMBERS = (
     "bits_per_weight",
     "checkpoint_bytes",
     "quantize_seconds",
+    "shared_statistics",
     "evaluate_seconds",
     "peak_memory_gib",
     "group_size",

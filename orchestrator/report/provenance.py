@@ -115,13 +115,14 @@ def engine_table(cells: pd.DataFrame) -> Table | None:
 
 
 def cost_table(cells: pd.DataFrame) -> Table | None:
-    """Every cell: size and time."""
+    """Every cell: size and time, and how many linears needed no calibration of their own."""
     columns = (
         ("cell", False),
         ("status", False),
         ("bits per weight", True),
         ("checkpoint MiB", True),
         ("quantize s", True),
+        ("shared statistics", True),
         ("evaluate s", True),
         ("peak GiB", True),
         ("attempts", True),
@@ -133,6 +134,7 @@ def cost_table(cells: pd.DataFrame) -> Table | None:
             bare(_number(cell["bits_per_weight"], 3)),
             bare(_number(cell["checkpoint_bytes"] / 2**20, 1)),
             bare(_number(cell["quantize_seconds"], 1)),
+            bare(_number(cell["shared_statistics"], 0)),
             bare(_number(cell["evaluate_seconds"], 1)),
             bare(_number(cell["peak_memory_gib"], 2)),
             bare(_number(cell["attempt"], 0)),

@@ -86,8 +86,8 @@ def _compare_search(size: int, bits: int) -> None:
     @torch.no_grad()
     def search() -> Tensor:
         scaling = BlockScaling(block, [group], AwqScale(), scheme, head_dim=1, num_windows=1)
-        statistics = GroupStatistics((group,), sample_every=None)
-        with scaling.watching(), statistics.watching(block):
+        statistics = GroupStatistics(block, (group,), sample_every=None)
+        with scaling.watching(), statistics.watching():
             block[1](inputs)
         ((_, scale, _),) = scaling.search(statistics)
         return scale

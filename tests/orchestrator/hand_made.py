@@ -23,6 +23,7 @@ from conf.schema import (
 from orchestrator import cell as identity
 from orchestrator.cell import Cell, CellStatus, Engine
 from workers.api import ModelRef, TextRef
+from workers.canonical import key_of
 
 SHAPE = {
     "model_type": "llama",
@@ -89,7 +90,7 @@ def make_cell(config: CellConf | None = None, *, support: CellStatus | None = No
     config = config or make_config()
     assert config.model.shape is not None
     quantize = identity.quantize_payload(config, MODEL, TEXT)
-    quantize_key = identity.key_of(quantize)
+    quantize_key = key_of(quantize)
     payload = identity.evaluate_payload(quantize_key, config.suite, TEXTS, ENGINE)
     return Cell(
         config=config,
@@ -99,7 +100,7 @@ def make_cell(config: CellConf | None = None, *, support: CellStatus | None = No
         texts=TEXTS,
         engine=ENGINE,
         quantize_key=quantize_key,
-        evaluate_key=identity.key_of(payload),
+        evaluate_key=key_of(payload),
         payload=payload | {"quantize": quantize},
         label=label or identity.label(config, MODEL, {}),
         support=support,

@@ -2,9 +2,6 @@
 
 import copy
 import dataclasses
-import enum
-import json
-import math
 import os
 import subprocess
 import sys
@@ -29,15 +26,10 @@ from conf.schema import (
     RmsClip,
     UniformScheme,
 )
-from orchestrator.cell import (
-    canonical_json,
-    evaluate_payload,
-    key_of,
-    label,
-    quantize_payload,
-)
+from orchestrator.cell import evaluate_payload, label, quantize_payload
 from tests.orchestrator.hand_made import ENGINE, MODEL, TEXT, TEXTS, make_cell, make_config
 from workers.api import ModelRef, TextRef
+from workers.canonical import key_of
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -242,56 +234,6 @@ def test_the_engine_enters_the_row(field: str, differs: bool) -> None:
     other = replace(ENGINE, **{field: "another"})
     same = key_of(evaluate_payload("q", suite, TEXTS, other)) == key_of(evaluate_payload("q", suite, TEXTS, ENGINE))
     assert same is not differs
-
-
-# --- canonical JSON --------------------------------------------------------------------------------------------------
-
-
-class _Colour(enum.Enum):
-    RED = 1
-
-
-@pytest.mark.parametrize(
-    "value",
-    [{1, 2}, object(), b"bytes", 1 + 2j, math.nan, math.inf, -math.inf, Path("x"), _Colour.RED, {1: "a"}, [{"a": {1}}]],
-    ids=lambda value: type(value).__name__,
-)
-def test_what_is_not_plain_data_has_no_canonical_json(value: Any) -> None:
-    with pytest.raises(TypeError, match="canonical JSON"):
-        canonical_json(value)
-
-
-def test_a_class_is_not_taken_for_its_instance() -> None:
-    with pytest.raises(TypeError, match="canonical JSON"):
-        canonical_json(GptqRound)
-
-
-def test_canonical_json_is_one_text() -> None:
-    assert canonical_json({"b": [1, 2.0, None, True], "a": "ä"}) == '{"a":"\\u00e4","b":[1,2.0,null,true]}'
-
-
-plain_data = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    max_leaves=10,
-)
-
-
-@given(value=st.dictionaries(st.text(), plain_data))
-def test_the_order_of_keys_does_not_matter(value: dict[str, Any]) -> None:
-    assert canonical_json(dict(reversed(value.items()))) == canonical_json(value)
-
-
-@given(value=plain_data)
-def test_canonical_json_loses_nothing(value: Any) -> None:
-    assert repr(json.loads(canonical_json(value))) == repr(in_order(value))
-
-
-def in_order(value: Any) -> Any:
-    """The same data with sorted keys."""
-    if isinstance(value, dict):
-        return {key: in_order(value[key]) for key in sorted(value)}
-    return [in_order(v) for v in value] if isinstance(value, list) else value
 
 
 # --- labels ----------------------------------------------------------------------------------------------------------

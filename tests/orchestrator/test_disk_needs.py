@@ -10,12 +10,12 @@ import pytest
 from rich.console import Console
 
 from orchestrator.cluster import declared_nodes
-from orchestrator.disk_needs import ATTEMPT_BYTES, artifacts, shortages, still_to_write
+from orchestrator.disk_needs import ATTEMPT_BYTES, artifacts, shortages, statistics_to_write, still_to_write
 from orchestrator.memory_model import checkpoint_bytes
 from orchestrator.plan import print_plan
 from orchestrator.resolve import resolve
 from orchestrator.sweep import expand
-from tests.orchestrator.hand_made import make_cell, with_bits
+from tests.orchestrator.hand_made import make_cell, make_config, with_bits
 
 GIB = 2**30
 
@@ -45,6 +45,22 @@ def test_each_stage_at_work_has_its_temporary_copy_though_its_checkpoint_is_ther
     made = {cell.quantize_key for cell in cells}
     one, two, many = (still_to_write(cells, made, count).temporary for count in (1, 2, 8))
     assert one > 0 and two == 2 * one and many == 3 * one
+
+
+def test_statistics_are_counted_up_to_what_the_storage_may_hold_of_them() -> None:
+    cells = [make_cell(with_bits(bits)) for bits in (2, 3)]
+    hessians = 4 * (3 * 64**2 + 96**2)  # float32, of the first block
+    assert statistics_to_write(cells, 1.0, held=0) == 2 * hessians
+    assert statistics_to_write(cells, 1.0, held=GIB - 1000) == 1000
+    assert statistics_to_write(cells, 1.0, held=2 * GIB) == statistics_to_write(cells, 0.0, held=0) == 0
+
+
+def test_a_method_that_follows_the_original_alone_leaves_every_block_s_with_its_outputs() -> None:
+    config = make_config()
+    length, count = config.calibration.sequence_length, config.calibration.num_sequences
+    method = replace(config.method, inputs="original")
+    size = statistics_to_write([make_cell(replace(config, method=method))], 8.0, held=0)
+    assert size == 2 * (4 * (3 * 64**2 + 96**2) + 4 * count * length * 64)
 
 
 def test_mlflow_keeps_checkpoints_where_that_was_asked_for() -> None:

@@ -124,6 +124,21 @@ def test_needs_that_cannot_be_read_stop_it(storage: Storage) -> None:
     assert left(storage) == KEPT | GONE
 
 
+# --- statistics ------------------------------------------------------------------------------------------------------
+
+
+def test_statistics_go_unless_a_worker_is_writing_one(storage: Storage) -> None:
+    kept = storage.statistics / NEEDED / "block-00000.moments.safetensors"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(bytes(2**19))
+    assert "would remove statistics  0.5 MiB" in collected(storage, really=False)
+    with locked(storage.statistics / ".lock"):
+        assert "in use: statistics" in collected(storage, really=True)
+    assert kept.exists()
+    assert collected(storage, really=True) == "removed statistics  0.5 MiB\n0.5 MiB\n"
+    assert not storage.statistics.exists()
+
+
 # --- what killed processes leave -------------------------------------------------------------------------------------
 
 

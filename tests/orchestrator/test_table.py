@@ -44,7 +44,7 @@ def storage(tmp_path: Path) -> Storage:
 
 
 def make_checkpoint(storage: Storage, cell: Cell, *, peak_memory_gib: float = 1.5) -> None:
-    layers = [REPORT, replace(REPORT, linear="mlp.down_proj", degraded=None)]
+    layers = [REPORT, replace(REPORT, linear="mlp.down_proj", degraded=None, shared_statistics=True)]
     canary = Canary([], [], [])
     manifest = Manifest(
         cell.quantize_key, "s", "packed", "hash", 8, 3.5, 1000, canary, layers, {}, 12.0, peak_memory_gib, {}
@@ -112,6 +112,7 @@ def test_a_row_of_a_scored_cell(storage: Storage) -> None:
         "bits_per_weight": 3.5,
         "checkpoint_bytes": 1000,
         "quantize_seconds": 12.0,
+        "shared_statistics": 1,
         "evaluate_seconds": 7.0,
         "peak_memory_gib": 1.5,
         "mlflow_run_id": "run-7",

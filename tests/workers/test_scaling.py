@@ -51,8 +51,8 @@ class Block:
         """What has seen the calibration, and with it the statistics of the same."""
         windows = sum(map(len, self.batches))
         scaling = BlockScaling(self.module, LLAMA.groups, conf, SCHEME, self.stream.head_dim, windows)
-        statistics = GroupStatistics(LLAMA.groups, sample_every=1)
-        with scaling.watching(), statistics.watching(self.module):
+        statistics = GroupStatistics(self.module, LLAMA.groups, sample_every=1)
+        with scaling.watching(), statistics.watching():
             self.outputs()
         return scaling, statistics
 

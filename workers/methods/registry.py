@@ -34,6 +34,7 @@ from conf.schema import (
     NoRound,
     NoScale,
     NoTune,
+    NumericsConf,
     RandomRotate,
     RealZeroScheme,
     RmsClip,
@@ -99,6 +100,9 @@ SCHEMES: frozenset[type[SchemeConf]] = frozenset(
     {FloatScheme, UniformScheme, RealZeroScheme, MixedScheme, VectorCodebookScheme}
 )
 
+PIPELINE_RECIPE = 1  # raise when the block loop itself leads to other numbers
+STATISTICS_RECIPE = 1  # and when what calibration says of a block does: its hooks, its sums, kernels/hessian
+
 SLOTS = ("rotate", "scale", "incohere", "keep", "clip", "tune", "round")  # ordered by scope, as in MethodConf
 
 
@@ -132,6 +136,17 @@ def follows_original(method: MethodConf) -> bool:
 def follows_quantized(method: MethodConf) -> bool:
     """Whether the calibration runs through the blocks as they are after quantization."""
     return bool(needs(method)) and method.inputs == "quantized"
+
+
+def shares_statistics(method: MethodConf, numerics: NumericsConf, block: int) -> bool:
+    """Whether what calibration says of a block is kept in the storage for other cells.
+
+    They must find the same there: no block before it is quantized, and nothing is compared with a second stream. Only
+    what the CPU computes is kept. A GPU makes a Hessian of 128 x 2048 tokens about as fast as storages are read.
+    """
+    collected = needs(method) - {Need.FULL_PRECISION_STREAM}
+    same = bool(collected) and Need.CROSS_HESSIAN not in collected and (block == 0 or not follows_quantized(method))
+    return same and numerics.device == "cpu"
 
 
 def recipes(method: MethodConf) -> dict[str, int]:

@@ -188,6 +188,7 @@ CLUSTER_AND_TRACKING = [
     bad("cluster.storage=s3://bucket/x", "cluster.storage=s3://bucket/x", "not a URL"),
     bad("cluster.address=nowhere", "cluster.address=nowhere: <host>:<port> of a Ray cluster"),
     bad("cluster.idle_seconds=-1", "cluster.idle_seconds=-1.0: at least 0"),
+    bad("cluster.statistics_gib=-1", "cluster.statistics_gib=-1.0: at least 0"),
     bad("cluster.quantize_timeout_seconds=0", "cluster.quantize_timeout_seconds=0.0: more than 0"),
     bad("cluster.evaluate_timeout_seconds=-3", "cluster.evaluate_timeout_seconds=-3.0: more than 0"),
     bad("tracking.uri=garbage", "tracking.uri=garbage", "such as http://127.0.0.1:5000"),

@@ -56,6 +56,7 @@ def make_cell(
             "bits_per_weight": 16.0 if method == "none" else bits + 0.25,
             "checkpoint_bytes": 3 * 2**20,
             "quantize_seconds": 12.5,
+            "shared_statistics": 0,
             "evaluate_seconds": 4.0,
             "peak_memory_gib": 0.5,
             "metric.mini_continuation.acc": 0.6,

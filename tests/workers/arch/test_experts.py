@@ -147,8 +147,7 @@ def test_the_blend_is_the_mean_over_own_tokens_and_as_many_of_all_as_there_are_i
     groups = stream.groups(0)
     tokens = torch.randint(0, 128, (1, 30), generator=torch.Generator().manual_seed(0))
     batches, kwargs = stream.first_inputs(tokens)
-    statistics = GroupStatistics(groups, sample_every=1)
-    with stream.block(0) as block, statistics.watching(block):
+    with stream.block(0) as block, (statistics := GroupStatistics(block, groups, sample_every=1)).watching():
         stream.run(block, batches, kwargs)
     family = statistics.families["experts.*.gate_up"]
     sums = [statistics.sums[name] for name in family]

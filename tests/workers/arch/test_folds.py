@@ -81,9 +81,9 @@ def test_11_12_any_scales_folded_leave_outputs_and_routing_as_they_were(name: st
 @pytest.mark.parametrize("name", [*WITH_EXPERTS, "mamba"])
 def test_11_the_search_never_loses_more_than_rounding(name: str, tmp_path: Path) -> None:
     block = Block(name, tmp_path / "model")
-    statistics = GroupStatistics(block.groups, sample_every=None)
+    statistics = GroupStatistics(block.module, block.groups, sample_every=None)
     scaling = BlockScaling(block.module, block.groups, AwqScale(grid=4), W3, block.stream.head_dim, len(block.inputs))
-    with scaling.watching(), statistics.watching(block.module):
+    with scaling.watching(), statistics.watching():
         block.outputs()
     before = block.outputs()
     found = scaling.search(statistics)
