@@ -24,6 +24,7 @@ from conf.schema import (
     SearchClip,
     UniformScheme,
 )
+from tests.workers.arch.tiny import ref, write
 from tests.workers.tiny_requests import METHODS, random_windows, request_for, shard_bytes
 from workers import partial
 from workers.api import Manifest, QuantizeRequest
@@ -96,6 +97,19 @@ def test_the_codes_are_the_same_alone_cold_and_warm(
         strip = [replace(report, seconds=0.0, shared_statistics=False) for report in warm.layer_reports]
         assert strip == [replace(report, seconds=0.0) for report in alone.layer_reports]
     assert not (tmp_path / "alone" / DIRECTORY).exists()
+
+
+def test_the_codes_of_experts_are_the_same_alone_cold_and_warm(tmp_path: Path) -> None:
+    model = write("mixtral", tmp_path / "mixtral")
+
+    def asked(storage: Path, gib: float, bits: int) -> QuantizeRequest:
+        scheme = UniformScheme(bits=bits)
+        return replace(request(model, storage, AWQ, bits, gib=gib), model=ref("mixtral", model), scheme=scheme)
+
+    reference = run(asked(tmp_path / "alone", 0.0, 3))[1]
+    run(asked(tmp_path / "shared", 1.0, 2))
+    manifest, shards = run(asked(tmp_path / "shared", 1.0, 3))
+    assert taken(manifest) == {0, 1} and shards == reference
 
 
 def test_methods_share_the_first_block(tiny_llama: Path, tmp_path: Path) -> None:
