@@ -105,10 +105,10 @@ def test_10_a_rotated_model_computes_what_it_did(name: str, tmp_path: Path) -> N
     batches = [rotation.states(batch) for batch in batches]
     for index in range(stream.num_blocks):
         with stream.block(index) as block:
-            before = copy.deepcopy(dict(block.named_parameters()))
+            before = {name: parameter.clone() for name, parameter in block.named_parameters()}
             rotation.turn_block(block, stream.groups(index), f"{stream.architecture.blocks}.{index}")
-            first = stream.groups(index)[0].linears[0]
-            assert not torch.equal(block.get_parameter(f"{first}.weight"), before[f"{first}.weight"])
+            first = f"{stream.groups(index)[0].linears[0]}.weight"
+            assert not torch.equal(block.get_parameter(first), before[first])
             stream.run(block, batches, kwargs, batches.__setitem__)
     found = stream.log_probabilities(batches, TOKENS, rotation.turn_head)
     expected = log_probabilities(load(name, model), TOKENS)
