@@ -46,7 +46,7 @@ VERBS = {
     "ui": "open the MLflow UI on this machine",
     "sync": "rebuild the MLflow view from the storage",
     "gc": "remove checkpoints that no sweep under results/ needs",
-    "zoo": "rebuild the shipped mini models from their recipe",
+    "zoo": "list, verify or train the mini models",
     "kernels": "which version of each kernel runs here, and why",
 }
 
@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "gc":
             verb.add_argument("--yes", action="store_true", help="really remove; without it, only say what would go")
         if name == "zoo":
-            verb.add_argument("rest", nargs=argparse.REMAINDER, help="passed to the recipe: --out DIR, --steps N")
+            verb.add_argument("rest", nargs=argparse.REMAINDER, help="list, verify or train NAME [--out DIR]")
         elif name == "resubmit":
             cells = 'a cell by its label ("mini-llama gptq w3") or eight digits of its key, or key=value'
             verb.add_argument("overrides", nargs="*", metavar="CELL or key=value", help=cells)

@@ -4,7 +4,8 @@ import difflib
 from pathlib import Path
 
 ROOT = Path(__file__).parent
-FOLDERS = ("mini_llama", "tasks")
+MINIS = ("mini_llama",)
+FOLDERS = (*MINIS, "tasks")
 
 
 def zoo_names() -> list[str]:

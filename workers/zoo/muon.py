@@ -28,7 +28,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised, scaled by sqrt(max(1, rows / columns)); decoupled weight decay.
 
-    Takes matrices [rows, columns] only; raises ValueError for anything else.
+    Takes matrices [rows, columns] and stacks of them [n, rows, columns]; raises ValueError for anything else.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         matrices = list(params)
         for index, matrix in enumerate(matrices):
-            if matrix.ndim != 2:
+            if matrix.ndim not in (2, 3):
                 raise ValueError(f"parameter {index} has shape {list(matrix.shape)}; Muon updates matrices only")
         super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
@@ -59,8 +59,10 @@ class Muon(torch.optim.Optimizer):
             buffer = self.state[param].setdefault("momentum", torch.zeros_like(param))
             buffer.lerp_(param.grad, 1 - group["momentum"])
             directions.append(param.grad.lerp(buffer, group["momentum"]))
-        rows, columns = params[0].shape
+        shape = params[0].shape
+        rows, columns = shape[-2:]
         scale = max(1.0, rows / columns) ** 0.5
-        for param, update in zip(params, orthogonalise(torch.stack(directions)), strict=True):
+        flat = orthogonalise(torch.stack(directions).view(-1, rows, columns))
+        for param, update in zip(params, flat.view(len(params), *shape), strict=True):
             param.mul_(1 - group["lr"] * group["weight_decay"])
             param.add_(update, alpha=-group["lr"] * scale)

@@ -1,26 +1,54 @@
-"""Perplexity of a text, scored as one token stream cut into windows."""
+"""Perplexity of a text, scored as one token stream cut into windows, at 16 bits and rounded."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
 
-from workers.zoo.train import SEQUENCE_LENGTH, next_token_loss
+from conf.schema import MinmaxClip, UniformScheme
+from workers.methods.clip.minmax import fit_grid
+from workers.models.selective_scan import linear_scan
+from workers.zoo.train import SEQUENCE_LENGTH, block_matrices, next_token_loss
 
 BATCH_SIZE = 16
 
 
 @torch.no_grad()
-def perplexity(model: LlamaForCausalLM, tokens: Tensor) -> float:
+def perplexity(model: Any, tokens: Tensor) -> float:
     """exp of the mean negative log-likelihood over whole windows of SEQUENCE_LENGTH tokens; the rest is left out.
 
     tokens: [n] int64. Each window predicts its tokens 2..length, in the dtype of the model. Raises ValueError when
     there is no whole window.
     """
+    windows = whole_windows(tokens)
+    with linear_scan():
+        total = sum(next_token_loss(model, batch).item() * len(batch) for batch in windows.split(BATCH_SIZE))
+    return math.exp(total / len(windows))
+
+
+def whole_windows(tokens: Tensor) -> Tensor:
+    """A stream [n] cut into [windows, SEQUENCE_LENGTH]. Raises ValueError when it is shorter than one window."""
     num_windows = len(tokens) // SEQUENCE_LENGTH
     if num_windows == 0:
         raise ValueError(f"{len(tokens)} tokens hold no window of {SEQUENCE_LENGTH}; give a longer text")
-    windows = tokens[: num_windows * SEQUENCE_LENGTH].view(num_windows, SEQUENCE_LENGTH)
-    total = sum(next_token_loss(model, batch).item() * len(batch) for batch in windows.split(BATCH_SIZE))
-    return math.exp(total / num_windows)
+    return tokens[: num_windows * SEQUENCE_LENGTH].view(num_windows, SEQUENCE_LENGTH)
+
+
+@contextmanager
+def rounded(model: Any, bits: int) -> Iterator[None]:
+    """Within it the block matrices of a model are rounded to nearest, one group per output row."""
+    matrices = block_matrices(model)
+    originals = [matrix.detach().clone() for matrix in matrices]
+    scheme = UniformScheme(bits=bits, group_size=None)
+    for matrix, original in zip(matrices, originals, strict=True):
+        rows = original.flatten(0, -2)
+        grid = fit_grid(rows, MinmaxClip(), scheme)
+        matrix.data.copy_(grid.values(grid.nearest(rows)).view_as(matrix))
+    try:
+        yield
+    finally:
+        for matrix, original in zip(matrices, originals, strict=True):
+            matrix.data.copy_(original)

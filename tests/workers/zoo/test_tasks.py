@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from workers.zoo import zoo_path
-from workers.zoo.recipe import write_items
+from workers.zoo.build import write_items
 from workers.zoo.tasks.generate import LAST_WORD, continuation_items, last_word_items
 
 HELD_OUT = zoo_path("mini_llama/held_out.txt").read_text()

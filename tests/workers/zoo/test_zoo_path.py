@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from workers.zoo import ROOT, zoo_names, zoo_path
+from workers.zoo import MINIS, ROOT, zoo_names, zoo_path
 
 
 def test_names_lead_to_folders_and_files() -> None:
@@ -37,11 +37,12 @@ def test_every_shipped_file_has_the_checksum_that_is_listed() -> None:
     assert {name: hashlib.sha256(zoo_path(name).read_bytes()).hexdigest() for name in listed} == listed
 
 
-def test_every_file_of_the_model_is_listed_but_its_figures() -> None:
+def test_every_file_of_a_model_is_listed_but_its_figures() -> None:
     listed = {line.split("  ")[1] for line in (ROOT / "SHA256SUMS").read_text().splitlines()}
-    shipped = {name for name in zoo_names() if name.startswith("mini_llama/")}
-    assert shipped - listed == {"mini_llama/figures.json"}
+    shipped = {name for name in zoo_names() if name.startswith(tuple(f"{mini}/" for mini in MINIS))}
+    assert shipped - listed == {f"{mini}/figures.json" for mini in MINIS}
 
 
-def test_shipped_weights_stay_small() -> None:
-    assert zoo_path("mini_llama/model.safetensors").stat().st_size <= 8_000_000
+@pytest.mark.parametrize("mini", MINIS)
+def test_shipped_weights_stay_small(mini: str) -> None:
+    assert zoo_path(f"{mini}/model.safetensors").stat().st_size <= 8_000_000

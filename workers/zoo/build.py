@@ -1,4 +1,4 @@
-"""Rebuild the zoo from nothing but this Python: texts, tokenizer, weights, task items, figures, checksums."""
+"""Rebuild the zoo from nothing but this Python: texts, task items, tokenizer, weights, figures, checksums."""
 
 import hashlib
 import itertools
@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 import torch
@@ -16,12 +17,15 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from workers.zoo import corpus
-from workers.zoo.score import perplexity
+from workers.zoo.recipes import Recipe
+from workers.zoo.routing import tokens_per_expert
+from workers.zoo.score import perplexity, rounded, whole_windows
 from workers.zoo.tasks.generate import ContinuationItem, LastWordItem, continuation_items, last_word_items
 from workers.zoo.tokenizer import END_OF_TEXT, save_tokenizer, train_tokenizer
-from workers.zoo.train import TrainRecipe, mini_llama_config, train
+from workers.zoo.train import TrainRecipe, train
 
-MODEL = "mini_llama"
+TEXTS = "mini_llama"  # the folder with the texts of all models
+CONTEXT = 512
 FIGURES = "figures.json"
 SUMS = "SHA256SUMS"
 REPORT_EVERY_STEPS = 50
@@ -29,7 +33,11 @@ REPORT_EVERY_STEPS = 50
 
 @dataclass(frozen=True)
 class Figures:
-    """What one run of the recipe measured. Perplexities are of the saved bfloat16 weights, computed in float32."""
+    """What one run of a recipe measured. Perplexities are of the saved bfloat16 weights, computed in float32.
+
+    rounded: held-out perplexity by bits, linears and experts rounded to nearest, one group per row. tokens_per_expert:
+    of the development text, by router.
+    """
 
     recipe: TrainRecipe
     num_parameters: int
@@ -37,45 +45,55 @@ class Figures:
     train_perplexity: float
     development_perplexity: float
     held_out_perplexity: float
+    rounded: dict[int, float]
+    tokens_per_expert: dict[str, list[int]]
     train_seconds: float
     num_threads: int
     versions: dict[str, str]
 
 
-def build(directory: Path, recipe: TrainRecipe) -> Figures:
-    """Write mini_llama/ (texts, tokenizer, weights, figures), tasks/*.jsonl and SHA256SUMS into `directory`.
+def build(directory: Path, name: str, recipe: Recipe) -> Figures:
+    """Write the texts, tasks/*.jsonl, <name>/ (tokenizer, weights, figures) and SHA256SUMS into `directory`.
 
-    The same machine, Python and library versions give the same files, but for the seconds in figures.json.
+    The same machine, Python and library versions give the same files, but for the seconds in figures.json. Raises
+    FileExistsError when a text is there already and is another one.
     """
-    model_directory = directory / MODEL
-    model_directory.mkdir(parents=True, exist_ok=True)
     parts = corpus.split(corpus.documents(corpus.standard_library()))
-    development, held_out = corpus.join(parts.development), corpus.join(parts.held_out)
-    calibration = corpus.calibration(parts.train)
-    _write(model_directory / "calibration.txt", corpus.join(calibration))
-    _write(model_directory / "calibration.jsonl", documents_as_lines(calibration))
-    _write(model_directory / "development.txt", development)
-    _write(model_directory / "held_out.txt", held_out)
-    write_items(directory / "tasks", held_out)
-
+    write_texts(directory, parts)
     tokenizer = train_tokenizer(parts.train)
-    config = mini_llama_config()
-    save_tokenizer(tokenizer, model_directory, config.max_position_embeddings)
+    (directory / name).mkdir(parents=True, exist_ok=True)
+    save_tokenizer(tokenizer, directory / name, CONTEXT)
     stream = training_stream(tokenizer, parts.train)
 
     start = time.perf_counter()
-    model = train(stream, recipe, _print_progress)
+    model = train(recipe.make, stream, recipe.train, _print_progress)
     seconds = time.perf_counter() - start
-    model.bfloat16().save_pretrained(model_directory)
-    model.float()
+    model.bfloat16().save_pretrained(directory / name)
 
-    figures = Figures(
+    development, held_out = (encode(tokenizer, corpus.join(part)) for part in (parts.development, parts.held_out))
+    figures = measure(model.float(), recipe.train, stream, development, held_out, seconds)
+    _write(directory / name / FIGURES, json.dumps(asdict(figures), indent=2) + "\n")
+    write_sums(directory)
+    return figures
+
+
+def measure(
+    model: Any, recipe: TrainRecipe, stream: Tensor, development: Tensor, held_out: Tensor, seconds: float
+) -> Figures:
+    """Figures of a model in float32 that holds what is saved; the streams are [n] int64."""
+    by_bits = {}
+    for bits in (4, 3, 2):
+        with rounded(model, bits):
+            by_bits[bits] = perplexity(model, held_out)
+    return Figures(
         recipe=recipe,
         num_parameters=model.num_parameters(),
         num_train_tokens=len(stream),
         train_perplexity=perplexity(model, stream),
-        development_perplexity=perplexity(model, encode(tokenizer, development)),
-        held_out_perplexity=perplexity(model, encode(tokenizer, held_out)),
+        development_perplexity=perplexity(model, development),
+        held_out_perplexity=perplexity(model, held_out),
+        rounded=by_bits,
+        tokens_per_expert=tokens_per_expert(model, whole_windows(development)),
         train_seconds=seconds,
         num_threads=torch.get_num_threads(),
         versions={
@@ -85,9 +103,28 @@ def build(directory: Path, recipe: TrainRecipe) -> Figures:
             "tokenizers": tokenizers.__version__,
         },
     )
-    _write(model_directory / FIGURES, json.dumps(asdict(figures), indent=2) + "\n")
-    write_sums(directory)
-    return figures
+
+
+def write_texts(directory: Path, parts: corpus.Split) -> None:
+    """Write the texts all models share, and the tasks' items.
+
+    Raises FileExistsError when a text is there already and is another one: the models beside it belong to that.
+    """
+    calibration = corpus.calibration(parts.train)
+    texts = {
+        "calibration.txt": corpus.join(calibration),
+        "calibration.jsonl": documents_as_lines(calibration),
+        "development.txt": corpus.join(parts.development),
+        "held_out.txt": corpus.join(parts.held_out),
+    }
+    folder = directory / TEXTS
+    for name, text in texts.items():
+        if (folder / name).exists() and (folder / name).read_text(encoding="utf-8") != text:
+            raise FileExistsError(f"{folder / name} comes from another CPython than this one; choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        _write(folder / name, text)
+    write_items(directory / "tasks", texts["held_out.txt"])
 
 
 def training_stream(tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
@@ -111,7 +148,7 @@ def write_items(directory: Path, held_out: str) -> None:
 
 def write_sums(directory: Path) -> None:
     """Write SHA256SUMS (the format of sha256sum) over what `build` writes, figures excepted: they hold seconds."""
-    written = [*(directory / MODEL).iterdir(), *(directory / "tasks").glob("*.jsonl")]
+    written = [*directory.glob("mini_*/*"), *(directory / "tasks").glob("*.jsonl")]
     names = sorted(path.relative_to(directory).as_posix() for path in written if path.name != FIGURES)
     sums = (f"{hashlib.sha256((directory / name).read_bytes()).hexdigest()}  {name}\n" for name in names)
     _write(directory / SUMS, "".join(sums))

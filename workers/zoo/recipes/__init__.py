@@ -1,0 +1,24 @@
+"""One file for each mini model: its shape, and what its training differs in."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from workers.zoo.recipes import mini_deepseek_moe, mini_llama, mini_mamba, mini_mixtral
+from workers.zoo.train import TrainRecipe
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """make: gives the Transformers model with random weights. train: the numbers of its training run."""
+
+    make: Callable[[], Any]
+    train: TrainRecipe
+
+
+RECIPES: dict[str, Recipe] = {
+    "mini_llama": Recipe(mini_llama.make, mini_llama.TRAIN),
+    "mini_mixtral": Recipe(mini_mixtral.make, mini_mixtral.TRAIN),
+    "mini_deepseek_moe": Recipe(mini_deepseek_moe.make, mini_deepseek_moe.TRAIN),
+    "mini_mamba": Recipe(mini_mamba.make, mini_mamba.TRAIN),
+}
