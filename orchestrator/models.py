@@ -245,10 +245,10 @@ def _require_safetensors(directory: Path) -> None:
 def shape_from_config(config: dict[str, Any], where: Path) -> ShapeConf:
     """Sizes out of a config.json. Raises ConfigError naming a size that is missing or no size."""
     names = {f.name for f in dataclasses.fields(ShapeConf)}
-    text: Any = config.get("text_config", config)  # of a language model behind an image tower
+    text: dict[str, Any] = config.get("text_config", config)  # of a language model behind an image tower
     if not isinstance(text, dict):
         raise ConfigError(f"{where}/config.json: text_config={json.dumps(text)} is not a JSON object")
-    said: dict[str, Any] = {ALSO_CALLED.get(k, k): v for k, v in text.items() if v is not None}
+    said = {ALSO_CALLED.get(k, k): v for k, v in text.items() if v is not None}
     known = {k: v for k, v in said.items() if k in names}
     if "tie_word_embeddings" in config:
         known["tie_word_embeddings"] = config["tie_word_embeddings"]
