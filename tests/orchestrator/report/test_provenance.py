@@ -81,7 +81,7 @@ def test_engines_and_their_reasons_are_listed_with_the_weights_they_loaded(clean
 
 def test_the_cost_table_has_a_line_for_every_cell(clean: pd.DataFrame) -> None:
     found = lines(provenance.cost_table(clean))
-    assert found[1] == ["mini-llama rtn 2-bit seed=0", "SUCCEEDED", "2.250", "3.0", "12.5", "4.0", "0.50", "1"]
+    assert found[1] == ["mini-llama rtn 2-bit seed=0", "SUCCEEDED", "2.250", "3.0", "12.5", "0", "4.0", "0.50", "1"]
     assert len(found) == len(clean)
 
 

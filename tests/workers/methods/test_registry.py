@@ -85,7 +85,7 @@ def test_baseline_has_no_grid_and_so_no_recipe() -> None:
 
 
 def test_slots_are_those_of_the_method_node_in_its_order() -> None:
-    others = ("name", "category", "published", "published_at", "inputs")
+    others = ("name", "category", "published", "published_at", "inputs", "skip")
     fields = [name for name in MethodConf.__dataclass_fields__ if name not in others]
 
     assert list(registry.SLOTS) == fields
