@@ -59,7 +59,7 @@ def read_image_questions(folder: Path, score: str, prompt: str | None = None) ->
     template = kind.prompt if prompt is None else prompt
     _check_prompt(path, template, kind)
     known: dict[str, Path] = {}
-    items = [_item(f"{path}, entry {n}", entry, kind, known) for n, entry in enumerate(_entries(path), start=1)]
+    items = [_item(folder, f"{path}, entry {n}", entry, kind, known) for n, entry in enumerate(_entries(path), start=1)]
     return ImageQuestions(score, template, tuple(items))
 
 
@@ -193,7 +193,7 @@ def _entries(path: Path) -> list[Any]:
     return entries
 
 
-def _item(spot: str, entry: Any, kind: _Kind, known: dict[str, Path]) -> Item:
+def _item(folder: Path, spot: str, entry: Any, kind: _Kind, known: dict[str, Path]) -> Item:
     if isinstance(entry, list) and len(entry) == 3:
         entry = dict(zip(("question", "answer", "image"), entry, strict=True))
     if not isinstance(entry, dict):
@@ -206,16 +206,15 @@ def _item(spot: str, entry: Any, kind: _Kind, known: dict[str, Path]) -> Item:
     added = kind.checked(spot, entry)
     name = str(image)
     if name not in known:
-        known[name] = _image(spot, name)
+        known[name] = _image(folder / "images", spot, name)
     return {"question": entry["question"], "image": known[name], **added}
 
 
-def _image(spot: str, name: str) -> Path:
+def _image(folder: Path, spot: str, name: str) -> Path:
     from PIL import Image, UnidentifiedImageError
 
-    folder = Path(spot.partition(", entry ")[0]).parent / "images"
     path = next((p for s in SUFFIXES if (p := folder / f"{name}{s}").is_file()), None)
-    if path is None or ".." in path.parts:
+    if path is None or ".." in Path(name).parts:
         raise BadInputError(f"{spot}: no image {name} in {folder} (tried {', '.join(SUFFIXES[1:])} too)")
     try:
         with Image.open(path):

@@ -238,6 +238,12 @@ def test_a_prompt_of_ones_own_is_taken(tmp_path: Path) -> None:
     )
 
 
+def test_a_folder_may_be_named_by_way_of_another(tmp_path: Path) -> None:
+    folder = write(tmp_path / "questions", FIXTURES["gqa"])
+    direct = read_image_questions(folder, "exact_match")
+    assert len(read_image_questions(folder / ".." / "questions", "exact_match").items) == len(direct.items)
+
+
 # --- a set that nobody here made -------------------------------------------------------------------------------------
 
 
