@@ -53,7 +53,10 @@ T = TypeVar("T")
 
 
 def resolve(sweep: Sweep, nodes: list[NodeConf], *, online: bool) -> list[Cell]:
-    """All cells of a sweep, in grid order, without doubles. Raises ConfigError with every problem found."""
+    """All cells of a sweep, in grid order; one that stands in several lanes is there once.
+
+    Raises ConfigError with every problem found.
+    """
     if online:
         _take_secrets(sweep.cluster)
     resolver = _Resolver(nodes, online)
@@ -62,7 +65,7 @@ def resolve(sweep: Sweep, nodes: list[NodeConf], *, online: bool) -> list[Cell]:
     for point in sweep.points:
         try:
             cell = resolver.cell(point)
-            cells.setdefault(cell.key, cell)
+            cells[cell.key] = _also_in(cells[cell.key], cell.config.lane.name) if cell.key in cells else cell
         except _Problems as error:
             problems |= dict.fromkeys(error.problems)
         except ConfigError as error:
@@ -72,6 +75,12 @@ def resolve(sweep: Sweep, nodes: list[NodeConf], *, online: bool) -> list[Cell]:
         more = [f"... and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
         raise ConfigError("\n".join([*shown, *more]))
     return _told_apart(list(cells.values()))
+
+
+def _also_in(cell: Cell, lane: str) -> Cell:
+    """The cell, met again in `lane`."""
+    lanes = dict.fromkeys([cell.config.lane.name, *cell.other_lanes, lane])
+    return replace(cell, other_lanes=tuple(lanes)[1:])
 
 
 def _take_secrets(cluster: ClusterConf) -> None:

@@ -68,6 +68,7 @@ def _row(cell: Cell, state: CellState, checkpoint: dict[str, Any], run_ids: dict
         "group_size": config.scheme.group_size,
         "seed": config.seed,
         "lane": config.lane.name,
+        "also_in_lane": ", ".join(cell.other_lanes) or None,
         "status": state.status.value,
         "engine": cell.engine.name,
         "engine_reason": cell.engine.reason,

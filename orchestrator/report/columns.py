@@ -13,6 +13,7 @@ DESCRIPTIONS: dict[str, str] = {
     "group_size": "weights that share a scale, along an output row; empty: one group per row",
     "seed": "the one seed from which all others derive",
     "lane": "unified: every method on the same calibration tokens; published: each method's own recipe",
+    "also_in_lane": "the lane in which the sweep asks for this very cell too, every key the same; empty: none",
     "calibration_hash": "sha256 of the calibration tokens the cell saw; empty where no checkpoint was made",
     "status": "PENDING | RUNNING | SUCCEEDED | FAILED | NOT_APPLICABLE | NOT_IMPLEMENTED | CANCELLED",
     "failure_kind": "why the last attempt failed (workers.api.FailureKind); empty unless FAILED",
@@ -40,6 +41,8 @@ mean_nll in nats per token). The first perplexity leads the report.
 """
 
 COLUMNS: tuple[str, ...] = tuple(DESCRIPTIONS)
+
+BASELINE = "none"  # the method that leaves the model in 16 bits
 
 METRIC_PREFIX = "metric."
 STDERR_SUFFIX = "_stderr"

@@ -131,7 +131,10 @@ def test_items_enter_by_content_and_only_those_of_tasks_that_run(mine: list[str]
 def test_points_that_are_one_cell_give_one(mine: list[str]) -> None:
     """The published recipe of a method without one is the unified lane's."""
     assert len(expand([*mine, "lane=unified,published"]).points) == 2
-    assert len(cells([*mine, "lane=unified,published"])) == 1
+    (cell,) = cells([*mine, "lane=unified,published"])
+    assert (cell.config.lane.name, cell.other_lanes) == ("unified", ("published",))
+    (alone,) = cells(mine)
+    assert (alone.key, alone.other_lanes) == (cell.key, ())
 
 
 def test_each_file_is_read_once_however_many_cells_there_are(mine: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

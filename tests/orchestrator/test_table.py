@@ -123,7 +123,7 @@ def test_a_row_of_a_scored_cell(storage: Storage) -> None:
         "metric.piqa.acc_stderr": 0.01,
     }
     assert {key: value for key, value in row.items() if not _empty(value)} == expected
-    assert row.keys() - expected.keys() == {"failure_kind", "failure_message", "averages"}
+    assert row.keys() - expected.keys() == {"failure_kind", "failure_message", "averages", "also_in_lane"}
 
 
 def _empty(value: object) -> bool:
