@@ -195,6 +195,21 @@ def test_what_calibration_collects_of_a_block(method: MethodConf, collected: int
     assert memory_of(method).collected == collected
 
 
+@pytest.mark.parametrize(("experts", "share"), [("blend", 2 / 8), ("all", 1.0)])
+def test_calibrating_all_experts_keeps_the_inputs_of_each(experts: str, share: float) -> None:
+    """Mixtral: eight experts with 4096 and 14336 inputs, two for a token; a sample is 8 x as large."""
+    calibration = dataclasses.replace(C4, experts=experts)
+
+    def memory(method: MethodConf) -> mm.QuantizeMemory:
+        return mm.quantize_memory(*MODELS["mixtral-8x7b"], method, calibration, HALF)
+
+    waiting = memory(GPTAQ).window - memory(GPTQ).window
+    assert waiting == 2048 * 4 * (2 * 4096 + 8 * share * (4096 + 14336))
+    sampled = MethodConf(clip=SearchClip(num_tokens=512), round=GptqRound())
+    inputs = 2 * 4096 + 8 * 8 * share * (4096 + 14336)
+    assert memory(sampled).collected - memory(GPTQ).collected == 4 * 2 * 512 * inputs
+
+
 def test_inputs_of_the_original_model_wait_for_those_of_the_quantized_one() -> None:
     extra = memory_of(GPTAQ).window - memory_of(GPTQ).window
     assert extra == 2048 * INPUTS * 4

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from conf.errors import ConfigError
 from orchestrator.config_shapes import shape_from_config
-from orchestrator.shapes import ARCHITECTURES, block_kinds, block_linears, group_size_problem, parameters
+from orchestrator.shapes import (
+    ARCHITECTURES,
+    block_kinds,
+    block_linears,
+    group_size_problem,
+    modality,
+    parameters,
+    structure,
+)
 from tests.orchestrator.shipped_models import MODELS
 from workers.arch import ARCHITECTURES as WORKER_ARCHITECTURES
 
@@ -121,3 +129,20 @@ def test_no_group_size_is_always_possible() -> None:
 
 def test_every_architecture_of_the_planner_has_a_shipped_model() -> None:
     assert {architecture for architecture, _ in MODELS.values()} == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize(
+    ("name", "structure_of", "modality_of"),
+    [
+        ("llama2-7b", "dense MHA", "text"),
+        ("llama3-8b", "dense GQA", "text"),
+        ("mixtral-8x7b", "MoE", "text"),
+        ("deepseek-moe-16b", "MoE", "text"),
+        ("mamba-1.4b", "state space", "text"),
+        ("llava1.5-7b", "dense MHA", "vision-language"),
+        ("vila1.5-13b", "dense MHA", "vision-language"),
+    ],
+)
+def test_models_are_told_apart_by_structure_and_modality(name: str, structure_of: str, modality_of: str) -> None:
+    _, shape = MODELS[name]
+    assert (structure(shape), modality(shape)) == (structure_of, modality_of)
