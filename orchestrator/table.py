@@ -6,11 +6,13 @@ from typing import Any
 
 import pandas as pd
 
+from conf.schema import SuiteConf
 from orchestrator.averages import averages, members
 from orchestrator.cell import Cell, CellStatus
 from orchestrator.history import history
 from orchestrator.report.columns import COLUMNS
 from orchestrator.report.provenance import ATTEMPT_COLUMNS
+from orchestrator.shapes import modality, structure
 from orchestrator.storage import Attempt, CellState, Storage
 from workers.api import EvaluateResult, Manifest
 from workers.files import replace
@@ -62,6 +64,8 @@ def _row(cell: Cell, state: CellState, checkpoint: dict[str, Any], run_ids: dict
         "label": cell.label,
         "model": cell.model.name,
         "architecture": cell.model.architecture,
+        "structure": structure(cell.shape),
+        "modality": modality(cell.shape),
         "method": config.method.name,
         "category": config.method.category,
         "bits": config.scheme.bits,
@@ -69,6 +73,8 @@ def _row(cell: Cell, state: CellState, checkpoint: dict[str, Any], run_ids: dict
         "seed": config.seed,
         "lane": config.lane.name,
         "also_in_lane": ", ".join(cell.other_lanes) or None,
+        "suite": config.suite.name,
+        "image_tasks": ", ".join(_image_tasks(config.suite)) or None,
         "status": state.status.value,
         "engine": cell.engine.name,
         "engine_reason": cell.engine.reason,
@@ -83,6 +89,11 @@ def _row(cell: Cell, state: CellState, checkpoint: dict[str, Any], run_ids: dict
     if last is not None:
         row |= _of_attempt(last, checkpoint, config.suite.averages)
     return row
+
+
+def _image_tasks(suite: SuiteConf) -> list[str]:
+    """Those that show images, as far as the suite itself says it."""
+    return [task for task in suite.tasks if task in suite.task_files and suite.task_files[task].score is not None]
 
 
 def _of_checkpoint(manifest: Manifest | None) -> dict[str, Any]:
