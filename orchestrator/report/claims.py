@@ -28,11 +28,11 @@ WITHOUT = ("gptq", "awq", "omniquant")
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a claim, and the numbers or the lack that decide it."""
+    """What became of a claim, and the numbers or the lack that decide it, a line each."""
 
     claim: str
     outcome: str
-    evidence: str
+    evidence: tuple[str, ...]
 
 
 Place = dict[str, Loss]  # of one model at some bits: method -> loss with a value
@@ -83,10 +83,10 @@ def paper_protocol(losses: Sequence[Loss]) -> Protocol | None:
 def _verdict(claim: Claim, losses: Sequence[Loss]) -> Verdict:
     about = [loss for loss in losses if claim.subject(loss.subject)]
     if not about:
-        return Verdict(claim.text, NOT_TESTABLE, f"the sweep has no model of the kind: {claim.about}")
+        return Verdict(claim.text, NOT_TESTABLE, (f"the sweep has no model of the kind: {claim.about}",))
     places = _places(about, claim)
     if not places:
-        return Verdict(claim.text, NOT_TESTABLE, _lack(claim, about))
+        return Verdict(claim.text, NOT_TESTABLE, (_lack(claim, about),))
     findings = {model: claim.rule(place) for model, place in places.items()}
     outcome = REPRODUCED if all(finding.holds for finding in findings.values()) else NOT_REPRODUCED
     return Verdict(claim.text, outcome, _evidence(findings))
@@ -110,14 +110,13 @@ def _lack(claim: Claim, losses: Sequence[Loss]) -> str:
     return f"no model has values at {claim.bits} bits of all of {', '.join(claim.methods)}"
 
 
-def _evidence(findings: dict[str, Finding]) -> str:
-    """Numbers of every model, the count where it is of several, and what seeds say of the gaps."""
-    words = "; ".join(f"{model}: {finding.numbers}" for model, finding in findings.items())
+def _evidence(findings: dict[str, Finding]) -> tuple[str, ...]:
+    """The count where it is of several, the numbers of every model, and what seeds say of the gaps."""
     held = sum(finding.holds for finding in findings.values())
-    counted = f"holds on {held} of {len(findings)}. " if len(findings) > 1 else ""
+    counted = [f"holds on {held} of {len(findings)}"] if len(findings) > 1 else []
     unsure = [model for model, finding in findings.items() if not finding.sure]
-    noise = f" (one seed, or a gap within seed noise: {', '.join(unsure)})" if unsure else ""
-    return f"{counted}{words}{noise}"
+    noise = [f"one seed, or a gap within seed noise: {', '.join(unsure)}"] if unsure else []
+    return (*counted, *(f"{model}: {finding.numbers}" for model, finding in findings.items()), *noise)
 
 
 # --- rules -----------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ def claims_table(losses: Sequence[Loss], of_images: Sequence[Loss]) -> Table | N
     same = (protocol.lane, protocol.group_size)
     seen = [loss for loss in of_images if (loss.protocol.lane, loss.protocol.group_size) == same]
     rows = tuple(
-        (bare(one.claim), _outcome(one.outcome), bare(one.evidence))
+        (bare(one.claim), _outcome(one.outcome), TextCell(one.evidence))
         for one in [*verdicts(judged, seen), *family_verdicts(judged)]
     )
     columns = (("claim", False), ("here", False), ("losses, in nats per token unless said", False))

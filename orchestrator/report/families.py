@@ -41,9 +41,9 @@ def _verdict(claim: str, bits: int, better: bool, best: dict[tuple[str, int], fl
         if (small, SMALL_BITS) in best and (large, bits) in best
     ]
     if not found:
-        return Verdict(claim, NOT_TESTABLE, f"no two models of a family with values at {bits} and {SMALL_BITS} bits")
+        return Verdict(claim, NOT_TESTABLE, (f"no two models of a family with values at {bits} and {SMALL_BITS} bits",))
     holds = all((at_few < at_four) is better for _, _, at_four, at_few in found)
-    words = "; ".join(
+    words = tuple(
         f"{large} w{bits} {text.number(at_few, 2)}, {small} w{SMALL_BITS} {text.number(at_four, 2)}"
         for small, large, at_four, at_few in found
     )

@@ -120,7 +120,9 @@ def _cell(losses: Sequence[Loss]) -> TextCell:
     if found.num_values == 1:
         return TextCell((unit(found.mean), f"rank {_rank(found.mean_rank)}"), tuple(marks))
     ranks = f"rank {_rank(found.mean_rank)}, worst {_rank(found.worst_rank)}"
-    return TextCell((unit(found.mean), f"{unit(found.worst)} {found.worst_at.subject.model}", ranks), tuple(marks))
+    return TextCell(
+        (unit(found.mean), f"worst {unit(found.worst)} {found.worst_at.subject.model}", ranks), tuple(marks)
+    )
 
 
 def _anchor(reason: str) -> str | None:

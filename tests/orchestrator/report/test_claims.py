@@ -66,13 +66,14 @@ def test_a_claim_must_hold_on_every_model_it_is_about() -> None:
     found = of(FOUR, 4) + of({**FOUR, "awq": 0.05}, 4, "mini-gqa")
     (verdict,) = [one for one in verdicts(found, []) if one.claim.startswith("4 bits: AWQ")]
     assert verdict.outcome == "not reproduced"
-    assert verdict.evidence.startswith("holds on 1 of 2. mini-llama: awq +0.010, gptq +0.020")
+    assert verdict.evidence[0] == "holds on 1 of 2"
+    assert verdict.evidence[1] == "mini-llama: awq +0.010, gptq +0.020, quip +0.030, omniquant +0.040"
 
 
 def test_a_lack_is_named() -> None:
     found = {one.claim: one for one in verdicts(of({"gptq": 0.2, "quip": 0.1}, 2), [])}
-    assert found["2 bits: AWQ and OmniQuant collapse"].evidence == "no value at 2 bits of awq, omniquant"
-    assert found["2 bits: QuIP is best on LLaMA 1, 2"].evidence == "the sweep has no model of the kind: LLaMA 1, 2"
+    assert found["2 bits: AWQ and OmniQuant collapse"].evidence == ("no value at 2 bits of awq, omniquant",)
+    assert found["2 bits: QuIP is best on LLaMA 1, 2"].evidence == ("the sweep has no model of the kind: LLaMA 1, 2",)
     assert {found[claim].outcome for claim in list(found) if "best on LLaMA" in claim} == {"not testable"}
 
 
@@ -84,7 +85,7 @@ def test_methods_that_do_not_apply_are_refuted_by_a_value() -> None:
 
 def test_one_seed_decides_but_is_said_to() -> None:
     (verdict,) = [one for one in verdicts(of(FOUR, 4), []) if one.claim.startswith("4 bits: AWQ")]
-    assert "(one seed, or a gap within seed noise: mini-llama)" in verdict.evidence
+    assert verdict.evidence[-1] == "one seed, or a gap within seed noise: mini-llama"
 
 
 def test_claims_about_images_count_points() -> None:
@@ -97,7 +98,7 @@ def test_claims_about_images_count_points() -> None:
     seen = losses(normalise(pd.DataFrame(table)), metrics.parse("metric.questions.acc"))
     found = {one.claim: one for one in verdicts([], seen)}
     assert found["Images, 4 bits: methods lie close"].outcome == "reproduced"
-    assert found["Images, 4 bits: methods lie close"].evidence == "mini-llava questions: 1.5 pt apart"
+    assert found["Images, 4 bits: methods lie close"].evidence == ("mini-llava questions: 1.5 pt apart",)
     assert found["Images, 3 bits: methods lie close"].outcome == "not testable"
 
 
@@ -115,8 +116,8 @@ def test_sizes_of_a_family_are_compared_by_their_best_methods() -> None:
         for method, value in zip(("gptq", "quip"), both, strict=True)
     ]
     worse, better = family_verdicts(losses(normalise(pd.DataFrame(table)), PERPLEXITY))
-    assert (worse.outcome, worse.evidence) == ("reproduced", "llama2-13b w2 7.00, llama2-7b w4 5.70")
-    assert (better.outcome, better.evidence) == ("reproduced", "llama2-13b w3 5.40, llama2-7b w4 5.70")
+    assert (worse.outcome, worse.evidence) == ("reproduced", ("llama2-13b w2 7.00, llama2-7b w4 5.70",))
+    assert (better.outcome, better.evidence) == ("reproduced", ("llama2-13b w3 5.40, llama2-7b w4 5.70",))
     assert {one.outcome for one in family_verdicts(of(FOUR, 4))} == {"not testable"}
 
 

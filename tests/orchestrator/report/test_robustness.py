@@ -34,14 +34,14 @@ def test_robustness_is_the_mean_and_the_worst_of_loss_and_rank() -> None:
 
 def test_over_bits_means_are_over_models_and_holes_name_theirs() -> None:
     table = over_bits(found())
-    assert at(table, 0, "gptq", "2 bits") == TextCell(("+0.280", "+0.600 mini-mamba", "rank 1.4, worst 2"))
+    assert at(table, 0, "gptq", "2 bits") == TextCell(("+0.280", "worst +0.600 mini-mamba", "rank 1.4, worst 2"))
     quip = at(table, 0, "quip", "2 bits")
-    assert quip.lines == ("+0.200", "+0.400 mini-mixtral", "rank 1.3, worst 2")
+    assert quip.lines == ("+0.200", "worst +0.400 mini-mixtral", "rank 1.3, worst 2")
     assert [(mark.text, mark.tone) for mark in quip.marks] == [
         ("failed: numerical: mini-mamba", "bad"),
         ("not in the sweep: mini-llava", "quiet"),
     ]
-    assert at(table, 0, "rtn", "all").lines == ("+0.700", "+3.000 mini-mamba", "rank 3.3, worst 4")
+    assert at(table, 0, "rtn", "all").lines == ("+0.700", "worst +3.000 mini-mamba", "rank 3.3, worst 4")
     assert table is not None and any("One seed" in note for note in table.notes)
 
 
@@ -53,7 +53,7 @@ def test_over_structures_each_is_a_column_and_each_width_a_section() -> None:
         f"{bits} bits: suite mini, lane unified, one grid per row" for bits in (2, 4)
     ]
     assert at(table, 0, "quip", "MoE").lines == ("+0.400", "rank 2")
-    assert at(table, 0, "gptq", "all").lines == ("+0.300", "+0.600 mini-mamba", "rank 1.5, worst 2")
+    assert at(table, 0, "gptq", "all").lines == ("+0.300", "worst +0.600 mini-mamba", "rank 1.5, worst 2")
     assert at(table, 0, "quip", "state space").lines == ()
 
 
