@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 
-from conf.schema import SuiteConf
 from orchestrator.averages import averages, members
 from orchestrator.cell import Cell, CellStatus
 from orchestrator.history import history
@@ -16,6 +15,7 @@ from orchestrator.shapes import modality, structure
 from orchestrator.storage import Attempt, CellState, Storage
 from workers.api import EvaluateResult, Manifest
 from workers.files import replace
+from workers.task_files import image_tasks
 
 # pandas makes floats of them beside a gap
 INTEGERS = ("bits", "group_size", "seed", "attempt", "checkpoint_bytes", "shared_statistics")
@@ -74,7 +74,7 @@ def _row(cell: Cell, state: CellState, checkpoint: dict[str, Any], run_ids: dict
         "lane": config.lane.name,
         "also_in_lane": ", ".join(cell.other_lanes) or None,
         "suite": config.suite.name,
-        "image_tasks": ", ".join(_image_tasks(config.suite)) or None,
+        "image_tasks": ", ".join(image_tasks(config.suite)) or None,
         "status": state.status.value,
         "engine": cell.engine.name,
         "engine_reason": cell.engine.reason,
@@ -89,11 +89,6 @@ def _row(cell: Cell, state: CellState, checkpoint: dict[str, Any], run_ids: dict
     if last is not None:
         row |= _of_attempt(last, checkpoint, config.suite.averages)
     return row
-
-
-def _image_tasks(suite: SuiteConf) -> list[str]:
-    """Those that show images, as far as the suite itself says it."""
-    return [task for task in suite.tasks if task in suite.task_files and suite.task_files[task].score is not None]
 
 
 def _of_checkpoint(manifest: Manifest | None) -> dict[str, Any]:

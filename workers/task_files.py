@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conf.schema import TaskFileConf
+from conf.schema import SuiteConf, TaskFileConf
 from workers.errors import BadInputError
 from workers.image_questions import image_task, read_image_questions
 from workers.item_checks import is_text, is_texts, shown_columns
@@ -62,6 +62,11 @@ def own_task(name: str, path: Path, conf: TaskFileConf) -> dict[str, Any]:
     if conf.score is None:
         return harness_task(name, read_task_file(path, conf.prompt))
     return image_task(name, read_image_questions(path, conf.score, conf.prompt))
+
+
+def image_tasks(suite: SuiteConf) -> list[str]:
+    """The tasks of a suite that show images, as far as the suite itself says it."""
+    return [task for task in suite.tasks if task in suite.task_files and suite.task_files[task].score is not None]
 
 
 def task_file_key(task: str) -> str:
