@@ -45,6 +45,7 @@ class Cell:
 
     config holds effective values (device, sequence lengths cut to the model's context); support is null for a cell that
     can run, else NOT_APPLICABLE or NOT_IMPLEMENTED with its reason. payload is what evaluate_key hashes.
+    other_lanes: those beside its own in which the sweep asks for this very cell.
     """
 
     config: CellConf
@@ -60,6 +61,7 @@ class Cell:
     support: CellStatus | None = None
     support_reason: str = ""
     notes: tuple[str, ...] = ()
+    other_lanes: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:

@@ -94,6 +94,10 @@ def quantize_cost(
 
     NodeConf's flops and bandwidth are those of one GPU; of the whole node without GPUs. They say nothing of the cores
     beside a GPU: numerics.device=cpu there is estimated for one assumed core.
+
+    Statistics that another cell leaves in the storage (cluster.statistics_gib) spare a cell the collecting run of
+    `forward` and all of `hessian`: in the first block or, where a method follows the original model, in all. It is not
+    counted: which of the cells comes first is not known, and what is full or was removed spares nothing.
     """
     if numerics.device == "cpu" and node.num_gpus:
         node = assumed_node(1, node.memory_gib)
@@ -107,6 +111,7 @@ def quantize_cost(
             scan_bytes_per_token=scan_bytes(architecture, shape),
             method=method,
             scheme=scheme,
+            experts=calibration.experts,
         )
         work = {"forward": forward_work(block), "hessian": hessian_work(block)}
         work |= {slot: block.work_of(slot) for slot in SLOTS}

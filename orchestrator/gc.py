@@ -14,6 +14,7 @@ from orchestrator.io_errors import explained
 from orchestrator.needs import drop_needs, needs_of_others
 from orchestrator.storage import Storage, num_bytes
 from workers.files import locked
+from workers.layout import claim_file, statistics_lock
 
 # A checkpoint, an unfinished one, or the temporary copy that an evaluation left when it was killed.
 REMOVABLE = re.compile(r"(\.partial-)?(?P<key>[0-9a-f]{64})|\.dense-.*")
@@ -65,8 +66,7 @@ def _statistics(storage: Storage, console: Console, *, really: bool) -> int:
     size = num_bytes(storage.statistics)
     if not size:
         return 0
-    lock = storage.statistics / ".lock"
-    if really and not _unless_locked(lock, lambda: shutil.rmtree(storage.statistics)):
+    if really and not _unless_locked(statistics_lock(storage.root), lambda: shutil.rmtree(storage.statistics)):
         console.print("in use: statistics", highlight=False)
         return 0
     console.print(f"{'removed' if really else 'would remove'} statistics  {size / 2**20:.1f} MiB")
@@ -84,7 +84,7 @@ def _removed(storage: Storage, directory: Path, key: str | None) -> bool:
     if key is None:
         shutil.rmtree(directory)
         return True
-    return _unless_locked(storage.root / "leases" / f"{key}.lock", lambda: shutil.rmtree(directory))
+    return _unless_locked(claim_file(storage.root, key), lambda: shutil.rmtree(directory))
 
 
 def _leftovers(storage: Storage) -> None:

@@ -23,6 +23,7 @@ from orchestrator.shapes import (
     block_kinds,
     block_linears,
     block_rest,
+    calibrated,
     head_dim,
     num_key_value_heads,
     parameters,
@@ -121,8 +122,10 @@ def statistics_bytes(
         return 0
     every = shares_statistics(method, numerics, 1)
     of_blocks = [
-        (collected_bytes(block_linears(architecture, shape, index), method), count if every else 1)
-        for index, count in block_kinds(architecture, shape)
+        (collected_bytes(calibrated(linears, calibration.experts), method), count if every else 1)
+        for linears, count in (
+            (block_linears(architecture, shape, index), count) for index, count in block_kinds(architecture, shape)
+        )
     ]
     beside = compared_bytes(shape, method, calibration, numerics)
     if follows_original(method):
@@ -166,9 +169,14 @@ class QuantizeMemory:
 def quantize_memory(
     architecture: str, shape: ShapeConf, method: MethodConf, calibration: CalibrationConf, numerics: NumericsConf
 ) -> QuantizeMemory:
-    """Peak of one block in work: its weights, what is collected of all its inputs, and one step of the work on it."""
+    """Peak of one block in work: its weights, what is collected of all its inputs, and one step of the work on it.
+
+    With calibration.experts=all an expert's intermediate values are of all tokens, but of one expert at a time, so that
+    they never take more than those of the experts that a token is routed to.
+    """
     kinds = [index for index, _ in block_kinds(architecture, shape)]
     blocks = [block_linears(architecture, shape, index) for index in kinds]
+    seen = [calibrated(block, calibration.experts) for block in blocks]
     compute = DTYPE_BYTES[numerics.dtype]
     weights = max(sum(x.num_weights for x in block) for block in blocks)
     block_size = weights + max(block_rest(architecture, shape, index) for index in kinds)
@@ -182,8 +190,8 @@ def quantize_memory(
     return QuantizeMemory(
         vocabulary=shape.vocab_size * shape.hidden_size * compute + rotation,
         block=block_size * compute,
-        collected=max(collected_bytes(block, method) for block in blocks),
-        window=batch * token * compute + max(recorded_bytes(block, method, batch) for block in blocks),
+        collected=max(collected_bytes(block, method) for block in seen),
+        window=batch * token * compute + max(recorded_bytes(block, method, batch) for block in seen),
         training=training,
         rotation=rotation,
         solver=max(linear_bytes(method, x) for block in blocks for x in block) + learned_bytes(weights, method),

@@ -63,7 +63,8 @@ def _local_directory(conf: ModelConf) -> Path | None:
         raise ConfigError(f"model.repo={conf.repo}: a file; give the model's directory")
     if not _is_hub_id(conf.repo):
         raise ConfigError(
-            f"model.repo={conf.repo}: no such directory, and not a hub id of the form organisation/name either"
+            f"model.repo={conf.repo}: no such directory, and not a hub id of the form organisation/name either; "
+            f"looked for {path}"
         )
     return None
 

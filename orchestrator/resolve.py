@@ -31,7 +31,8 @@ from orchestrator.averages import average_problems
 from orchestrator.cell import Cell, CellStatus, Engine
 from orchestrator.choices import EXPERTS, expert_problems, skip_problems
 from orchestrator.cluster import device
-from orchestrator.engine_choice import DTYPES, ENGINES, choose_engine, require
+from orchestrator.engine_choice import DTYPES, ENGINES, SEEING, choose_engine, require
+from orchestrator.model_beside import processor_problems, tokenizer_notes, vocabulary_problem
 from orchestrator.models import ResolvedModel, resolve_model, tokenizer_file
 from orchestrator.paths import local_path
 from orchestrator.rotations import rotation_problems
@@ -45,7 +46,7 @@ from workers.datasets import Split, content_hash
 from workers.errors import BadInputError
 from workers.methods.accounting import SCALE_BITS
 from workers.secrets import load_secrets
-from workers.task_files import check_own_task, task_file_key
+from workers.task_files import check_own_task, image_tasks, task_file_key
 
 MAX_PROBLEMS_SHOWN = 20
 MAX_SEED = 2**32 - 1  # what every generator of random numbers takes
@@ -53,7 +54,10 @@ T = TypeVar("T")
 
 
 def resolve(sweep: Sweep, nodes: list[NodeConf], *, online: bool) -> list[Cell]:
-    """All cells of a sweep, in grid order, without doubles. Raises ConfigError with every problem found."""
+    """All cells of a sweep, in grid order; one that stands in several lanes is there once.
+
+    Raises ConfigError with every problem found.
+    """
     if online:
         _take_secrets(sweep.cluster)
     resolver = _Resolver(nodes, online)
@@ -62,7 +66,7 @@ def resolve(sweep: Sweep, nodes: list[NodeConf], *, online: bool) -> list[Cell]:
     for point in sweep.points:
         try:
             cell = resolver.cell(point)
-            cells.setdefault(cell.key, cell)
+            cells[cell.key] = _also_in(cells[cell.key], cell.config.lane.name) if cell.key in cells else cell
         except _Problems as error:
             problems |= dict.fromkeys(error.problems)
         except ConfigError as error:
@@ -72,6 +76,12 @@ def resolve(sweep: Sweep, nodes: list[NodeConf], *, online: bool) -> list[Cell]:
         more = [f"... and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
         raise ConfigError("\n".join([*shown, *more]))
     return _told_apart(list(cells.values()))
+
+
+def _also_in(cell: Cell, lane: str) -> Cell:
+    """The cell, met again in `lane`."""
+    lanes = dict.fromkeys([cell.config.lane.name, *cell.other_lanes, lane])
+    return replace(cell, other_lanes=tuple(lanes)[1:])
 
 
 def _take_secrets(cluster: ClusterConf) -> None:
@@ -155,13 +165,16 @@ class _Resolver:
             label=identity.label(config, model.ref, point.assignment),
             support=status,
             support_reason=reason,
-            notes=effective.notes,
+            notes=effective.notes + (self._tokenizer_notes(model) if status is None else ()),
         )
 
     def _effective_nodes(self, config: CellConf, model: ResolvedModel) -> "_Effective":
         key = ("effective", model.ref, id(config.calibration), id(config.suite), id(config.numerics))
         device_name = device(self._nodes, config.numerics.device)
         return self._once(key, lambda: _effective(config, model, device_name))
+
+    def _tokenizer_notes(self, model: ResolvedModel) -> tuple[str, ...]:
+        return self._once(("tokenizer", model.ref), lambda: tokenizer_notes(model.ref, tokenizer_file(model.ref)))
 
     def _text(self, source: str, path: str | None, split: Split) -> TextRef:
         key = ("text", source, path, split)
@@ -184,6 +197,8 @@ class _Resolver:
         if not isinstance(config.scheme, FloatScheme) and (config.scheme.group_size or 0) > 0:
             problem = group_size_problem(model.ref.architecture, model.shape, config.scheme.group_size)
             problems += [problem] if problem else []
+        if image_tasks(config.suite) and model.ref.architecture in SEEING:
+            problems += processor_problems(model.ref)
         if problems:
             raise _Problems([f"{model.ref.name} {config.method.name}: {p}" for p in problems])
         key = ("data", model.ref, id(config.calibration), id(config.suite))
@@ -194,6 +209,8 @@ class _Resolver:
     ) -> None:
         """Texts fill their windows, tasks exist."""
         tokenizer = tokenizer_file(model.ref)
+        if problem := vocabulary_problem(tokenizer, model.shape.vocab_size):
+            raise ConfigError(problem)
         check_calibration(config.calibration, calibration, tokenizer, model.shape.vocab_size)
         check_suite(config.suite, texts, tokenizer, model.shape.vocab_size)
         named = [task for task in config.suite.tasks if task_file_key(task) not in texts]
@@ -265,7 +282,7 @@ def _engine(config: CellConf, model: ResolvedModel, status: CellStatus | None) -
         dtype=dtype,
         weight_format=weight_format,
         device=config.numerics.device,
-        images=any(file.score for task, file in config.suite.task_files.items() if task in config.suite.tasks),
+        images=bool(image_tasks(config.suite)),
     )
     return Engine(choice.engine, _version(choice.engine), choice.reason, dtype, weight_format)
 

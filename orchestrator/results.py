@@ -118,5 +118,6 @@ def _record(name: str) -> SweepRecord:
     records = all_records()
     if name not in records:
         known = [n for n in records if n not in RESERVED_NAMES]
-        raise ConfigError(f"no sweep `{name}` under {results_root()}; there are: {', '.join(known) or 'none yet'}")
+        there = ", ".join(known) or "none yet; `make sweep` starts one, its results lie where it is run"
+        raise ConfigError(f"no sweep `{name}` under {results_root()}; there are: {there}")
     return records[name]

@@ -7,14 +7,12 @@ The first request that fits nowhere and has no host either reserves the node tha
 behind it starts there and smaller hosts there get no more cells, so that small cells cannot starve one that needs
 several GPUs. An engine host without waiting cells is given back as soon as a queued request does not fit beside it, and
 always after `idle_seconds`.
-
-Longer than 400 lines because queue, hosts and reservation are one state that each event changes together.
 """
 
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from orchestrator.capacity import Capacity
 from orchestrator.events import (
@@ -35,7 +33,8 @@ from orchestrator.events import (
     Tick,
 )
 from orchestrator.placement import Placement
-from orchestrator.retry import GiveUp, Ladder, Retry, decide
+from orchestrator.retry import GiveUp, Retry, decide
+from orchestrator.work import Kind, Queue, Work
 from workers.api import Failure, FailureKind
 
 HOST_START_SECONDS = 60.0  # a second host for one model must have at least this much waiting work
@@ -48,66 +47,6 @@ SUSPECT_KINDS = (  # a host is not trusted after these
     FailureKind.CUDA,
 )
 
-Kind = tuple[str | None, Placement]  # what work asks for: a host of which host_key (null for quantize), and how large
-
-
-@dataclass(eq=False)
-class _Work:
-    """A stage to run, as an attempt of the first of its cells. cells: who waits for it, in grid order.
-
-    A checkpoint is made once for all cells that share it; an evaluation is for one cell.
-    """
-
-    stage: Stage
-    cells: list[Job]
-
-    @property
-    def key(self) -> str:
-        return self.cells[0].key
-
-    @property
-    def ladder(self) -> Ladder:
-        return self.cells[0].quantize if self.stage is Stage.QUANTIZE else self.cells[0].evaluate
-
-    @property
-    def seconds(self) -> float:
-        job = self.cells[0]
-        return job.quantize_seconds if self.stage is Stage.QUANTIZE else job.evaluate_seconds
-
-    @property
-    def is_baseline(self) -> bool:
-        return self.cells[0].is_baseline
-
-    @property
-    def host_key(self) -> str | None:
-        return None if self.stage is Stage.QUANTIZE else self.cells[0].host_key
-
-
-@dataclass(eq=False)
-class _Queue:
-    """Waiting work of one kind: baselines first, then the longest, then as in the grid."""
-
-    kind: Kind
-    heap: list[tuple[bool, float, int, _Work]] = field(default_factory=list)
-    seconds: float = 0.0
-
-    @property
-    def head(self) -> _Work:
-        return self.heap[0][-1]
-
-    @property
-    def head_order(self) -> int:
-        return self.heap[0][2]
-
-    def push(self, work: _Work, order: int) -> None:
-        heapq.heappush(self.heap, (not work.is_baseline, -work.seconds, order, work))
-        self.seconds += work.seconds
-
-    def pop(self) -> _Work:
-        work = heapq.heappop(self.heap)[-1]
-        self.seconds -= work.seconds
-        return work
-
 
 @dataclass(eq=False)
 class _Host:
@@ -116,7 +55,7 @@ class _Host:
     host_id: str
     kind: Kind
     node_id: str
-    work: _Work | None = None
+    work: Work | None = None
     idle_since: float = 0.0
     lost: bool = False
 
@@ -136,9 +75,9 @@ class Schedule:
         self._idle_seconds = idle_seconds
         self._now = 0.0
         self._capacity = Capacity()
-        self._queues: dict[Kind, _Queue] = {}  # none of them empty
-        self._delayed: list[tuple[float, int, _Work]] = []  # a heap: not before when
-        self._tasks: dict[str, tuple[_Work, str]] = {}  # key -> quantize work and its node
+        self._queues: dict[Kind, Queue] = {}  # none of them empty
+        self._delayed: list[tuple[float, int, Work]] = []  # a heap: not before when
+        self._tasks: dict[str, tuple[Work, str]] = {}  # key -> quantize work and its node
         self._hosts: dict[str, _Host] = {}
         self._failures: defaultdict[str, list[Failure]] = defaultdict(list)  # by the cell whose attempt it was
         self._homeless: dict[Placement, float] = {}  # placements no node is large enough for, and since when
@@ -187,18 +126,18 @@ class Schedule:
         waiting: defaultdict[str, list[Job]] = defaultdict(list)
         for job in cells:
             if job.checkpoint_ready:
-                self._enqueue(_Work(Stage.EVALUATE, [job]))
+                self._enqueue(Work(Stage.EVALUATE, [job]))
             else:
                 self._unmade[job.host_key] += 1
                 waiting[job.quantize_key].append(job)
         for sharing in waiting.values():
-            self._enqueue(_Work(Stage.QUANTIZE, sharing))
+            self._enqueue(Work(Stage.QUANTIZE, sharing))
 
-    def _enqueue(self, work: _Work) -> None:
+    def _enqueue(self, work: Work) -> None:
         kind = (work.host_key, self._placement(work))
-        self._queues.setdefault(kind, _Queue(kind)).push(work, self._order[work.key])
+        self._queues.setdefault(kind, Queue(kind)).push(work, self._order[work.key])
 
-    def _placement(self, work: _Work) -> Placement:
+    def _placement(self, work: Work) -> Placement:
         """One rung up for each time this stage ran out of memory."""
         failures = self._failures[work.key]
         rung = sum(f.kind is FailureKind.OUT_OF_MEMORY and f.stage == work.stage for f in failures)
@@ -212,7 +151,7 @@ class Schedule:
             return
         for job in work.cells:
             self._unmade[job.host_key] -= 1
-            self._enqueue(_Work(Stage.EVALUATE, [job]))
+            self._enqueue(Work(Stage.EVALUATE, [job]))
 
     def _evaluate_ended(self, event: EvaluateEnded, actions: list[Action]) -> None:
         host = self._hosts[event.host_id]
@@ -235,14 +174,14 @@ class Schedule:
             self._capacity.release(key, node_id)
             self._unmade[work.cells[0].host_key] -= 1
             if len(work.cells) > 1:
-                self._enqueue(_Work(work.stage, work.cells[1:]))
+                self._enqueue(Work(work.stage, work.cells[1:]))
             return
         host = next(h for h in self._hosts.values() if h.work is not None and h.work.key == key)
         host.work, host.idle_since = None, self._now
         if host.lost:
             self._stop(host, actions)
 
-    def _failed(self, work: _Work, failure: Failure, actions: list[Action]) -> None:
+    def _failed(self, work: Work, failure: Failure, actions: list[Action]) -> None:
         self._failures[work.key].append(failure)
         match decide(self._failures[work.key], work.ladder):
             case Retry(delay_seconds=delay):
@@ -254,7 +193,7 @@ class Schedule:
             case GiveUp():
                 self._give_up(work, failure, actions)
 
-    def _give_up(self, work: _Work, failure: Failure, actions: list[Action]) -> None:
+    def _give_up(self, work: Work, failure: Failure, actions: list[Action]) -> None:
         """End the work's cells: those that wait for one checkpoint fail together."""
         for job in work.cells:
             self._num_open -= 1
@@ -290,7 +229,7 @@ class Schedule:
                 del self._queues[kind]
         self._give_up_homeless(actions)
 
-    def _precedence(self, queue: _Queue) -> tuple[float, ...]:
+    def _precedence(self, queue: Queue) -> tuple[float, ...]:
         host_key, placement = queue.kind
         if queue.head.is_baseline:
             rank = 0
@@ -310,7 +249,7 @@ class Schedule:
         idle = (h for h in self._hosts.values() if h.kind == kind and h.work is None and h.node_id != kept)
         return next(idle, None)
 
-    def _wants_node(self, queue: _Queue) -> bool:
+    def _wants_node(self, queue: Queue) -> bool:
         """Whoever has no host does; one who has, only when another is worth its start."""
         num_hosts = self._num_hosts(queue.kind)
         return not num_hosts or queue.seconds / (num_hosts + 1) >= HOST_START_SECONDS
@@ -342,7 +281,7 @@ class Schedule:
         node_id = self._capacity.emptiest(placement)
         return _Reservation(node_id, placement) if node_id is not None else None
 
-    def _start(self, work: _Work, kind: Kind, node_id: str, actions: list[Action]) -> None:
+    def _start(self, work: Work, kind: Kind, node_id: str, actions: list[Action]) -> None:
         host_key, placement = kind
         if host_key is None:
             self._capacity.take(work.key, placement, node_id)
@@ -356,7 +295,7 @@ class Schedule:
         actions.append(StartHost(host.host_id, host_key, placement, node_id))
         self._evaluate(work, host, actions)
 
-    def _evaluate(self, work: _Work, host: _Host, actions: list[Action]) -> None:
+    def _evaluate(self, work: Work, host: _Host, actions: list[Action]) -> None:
         host.work = work
         actions.append(StartEvaluate(work.key, host.host_id))
 

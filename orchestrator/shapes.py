@@ -3,6 +3,7 @@
 Pure, no torch: the planner knows a model from its config.json alone. What every cell of a model asks for is remembered.
 """
 
+import dataclasses
 import difflib
 import functools
 import math
@@ -42,6 +43,11 @@ class LinearShape:
 def block_linears(architecture: str, shape: ShapeConf, block_index: int) -> tuple[LinearShape, ...]:
     """The linears of one block that a method quantizes, in order. Raises ConfigError naming a size that is missing."""
     return tuple(_blocks(architecture).linears(shape, block_index))
+
+
+def calibrated(linears: Sequence[LinearShape], experts: str) -> tuple[LinearShape, ...]:
+    """Linears as the calibration sees them: with calibration.experts=all every token runs through every expert."""
+    return tuple(dataclasses.replace(x, share=1.0) if experts == "all" else x for x in linears)
 
 
 def block_rest(architecture: str, shape: ShapeConf, block_index: int) -> int:
@@ -208,6 +214,21 @@ def num_key_value_heads(shape: ShapeConf) -> int:
 def head_dim(shape: ShapeConf) -> int:
     """Columns of one head; hidden_size / heads unless the shape says otherwise."""
     return shape.head_dim or shape.hidden_size // num_heads(shape)
+
+
+def structure(shape: ShapeConf) -> str:
+    """What the blocks are made of: dense MHA | dense GQA (keys shared by several heads) | MoE | state space."""
+    if shape.state_size is not None:
+        return "state space"
+    if shape.num_experts is not None:
+        return "MoE"
+    heads, keys = shape.num_attention_heads or 0, shape.num_key_value_heads
+    return "dense GQA" if keys is not None and keys < heads else "dense MHA"
+
+
+def modality(shape: ShapeConf) -> str:
+    """What the model takes in: text | vision-language (a tower and a projector stand beside the language model)."""
+    return "vision-language" if shape.extra_parameters else "text"
 
 
 def group_inputs(linears: Sequence[LinearShape]) -> list[LinearShape]:

@@ -86,17 +86,20 @@ def linear_bytes(method: MethodConf, linear: LinearShape) -> int:
 
 
 def collected_bytes(linears: Sequence[LinearShape], method: MethodConf) -> int:
-    """What calibration says of a block: Hessians, cross-Hessians as large, and a sample of inputs and its whole."""
+    """What calibration says of a block: Hessians, cross-Hessians as large, and a sample of inputs and its whole.
+
+    linears: as the calibration sees them. Of the tokens of experts as many times more are taken as there are experts.
+    """
     wanted, inputs = needs(method), group_inputs(linears)
     squares = sum(x.in_features**2 * x.count for x in inputs)
-    sample = 0
+    sample = 0.0
     if Need.INPUTS in wanted and isinstance(method.clip, SearchClip):
-        sample = 2 * method.clip.num_tokens * sum(x.in_features * x.count for x in inputs)
-    return 4 * (squares * ((Need.HESSIAN in wanted) + (Need.CROSS_HESSIAN in wanted)) + sample)
+        sample = 2 * method.clip.num_tokens * sum(x.in_features * x.count**2 * x.share for x in inputs)
+    return int(4 * (squares * ((Need.HESSIAN in wanted) + (Need.CROSS_HESSIAN in wanted)) + sample))
 
 
 def recorded_bytes(linears: Sequence[LinearShape], method: MethodConf, num_tokens: int) -> int:
-    """Inputs of the original model that wait for those of the quantized one, float32, of one batch."""
+    """Inputs of the original model that wait for the quantized one's, float32, of one batch. linears: as above."""
     if Need.CROSS_HESSIAN not in needs(method):
         return 0
     return int(4 * num_tokens * sum(x.in_features * x.count * x.share for x in group_inputs(linears)))

@@ -5,7 +5,7 @@ outputs and inputs.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,7 @@ from conf.schema import (
     SmoothScale,
     VectorCodebookScheme,
 )
-from orchestrator.shapes import LinearShape, group_inputs, required_size
+from orchestrator.shapes import LinearShape, calibrated, group_inputs, required_size
 from workers.methods.accounting import VECTOR_SIZE, kept_columns
 from workers.methods.registry import Need, follows_original, follows_quantized, needs
 
@@ -77,7 +77,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Block:
-    """One decoder block, the tokens that run through it, and what it becomes."""
+    """One decoder block, the tokens that run through it, and what it becomes. experts: of the calibration."""
 
     linears: tuple[LinearShape, ...]
     num_sequences: int
@@ -85,6 +85,7 @@ class Block:
     scan_bytes_per_token: float
     method: MethodConf
     scheme: SchemeConf
+    experts: str = "blend"
 
     @property
     def num_tokens(self) -> int:
@@ -96,7 +97,14 @@ class Block:
 
     def forward(self, num_tokens: float) -> Work:
         """One forward of the block over so many tokens, attention scores not counted."""
-        active = sum(x.num_weights * x.share for x in self.linears)
+        return self._forward(self.linears, num_tokens)
+
+    def calibrating(self, num_tokens: float) -> Work:
+        """One forward from which statistics are collected."""
+        return self._forward(calibrated(self.linears, self.experts), num_tokens)
+
+    def _forward(self, linears: Sequence[LinearShape], num_tokens: float) -> Work:
+        active = sum(x.num_weights * x.share for x in linears)
         return Work(forward=2 * active * num_tokens, traffic=self.scan_bytes_per_token * num_tokens)
 
     def passes(self, number: float) -> Work:
@@ -130,17 +138,22 @@ class Block:
 
 
 def forward_work(block: Block) -> Work:
-    """One run of each stream that is followed; one more to collect, unless only the original one is."""
+    """One run of each stream that is followed; one more to collect, unless only the original one is.
+
+    A cross-Hessian is collected from the original stream too.
+    """
     method = block.method
     collects = bool(needs(method) - {Need.FULL_PRECISION_STREAM})
     runs = follows_original(method) + follows_quantized(method) * (1 + collects)
-    return block.forward(block.num_tokens) * runs
+    calibrating = collects + (Need.CROSS_HESSIAN in needs(method))
+    return block.calibrating(block.num_tokens) * calibrating + block.forward(block.num_tokens) * (runs - calibrating)
 
 
 def hessian_work(block: Block) -> Work:
     """2 n^2 FLOP per token and distinct input; a cross-Hessian again as much."""
     wanted = needs(block.method) & {Need.HESSIAN, Need.CROSS_HESSIAN}
-    flops = sum(2 * block.num_tokens * x.share * x.count * x.in_features**2 for x in group_inputs(block.linears))
+    inputs = group_inputs(calibrated(block.linears, block.experts))
+    flops = sum(2 * block.num_tokens * x.share * x.count * x.in_features**2 for x in inputs)
     return Work(float32=flops * len(wanted))
 
 

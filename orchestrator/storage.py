@@ -30,11 +30,11 @@ from orchestrator.lease import Lease, holder_of, is_held
 from workers.api import AttemptResult, Failure, FailureKind, Manifest, QuantizeResult, from_json, to_json
 from workers.errors import PrerequisiteError
 from workers.files import claim_name, create
+from workers.layout import MANIFEST, checkpoint_directory, statistics_directory
 
 KEY_DIGITS = 16
 ATTEMPT_NAME = re.compile(rf"([0-9a-f]{{{KEY_DIGITS}}})-([0-9]{{3,}})")
 CELL, QUANTIZE, RESULT = "cell.json", "quantize.json", "result.json"
-MANIFEST = "manifest.json"
 MARKER = "id"
 
 
@@ -118,7 +118,7 @@ class Storage:
 
     def checkpoint(self, quantize_key: str) -> Path:
         """Where a finished checkpoint lies."""
-        return self.root / "checkpoints" / quantize_key
+        return checkpoint_directory(self.root, quantize_key)
 
     def manifest(self, quantize_key: str) -> Manifest | None:
         """The manifest of a finished checkpoint, or null; one that cannot be read finishes nothing."""
@@ -138,7 +138,7 @@ class Storage:
     @property
     def statistics(self) -> Path:
         """Where statistics lie that cells share; there is nothing before the first is kept."""
-        return self.root / "statistics"
+        return statistics_directory(self.root)
 
     def statistics_bytes(self) -> int:
         """How much of them there is now."""

@@ -11,9 +11,11 @@ from orchestrator.cell import Cell, CellStatus
 from orchestrator.history import history
 from orchestrator.report.columns import COLUMNS
 from orchestrator.report.provenance import ATTEMPT_COLUMNS
+from orchestrator.shapes import modality, structure
 from orchestrator.storage import Attempt, CellState, Storage
 from workers.api import EvaluateResult, Manifest
 from workers.files import replace
+from workers.task_files import image_tasks
 
 # pandas makes floats of them beside a gap
 INTEGERS = ("bits", "group_size", "seed", "attempt", "checkpoint_bytes", "shared_statistics")
@@ -62,12 +64,17 @@ def _row(cell: Cell, state: CellState, checkpoint: dict[str, Any], run_ids: dict
         "label": cell.label,
         "model": cell.model.name,
         "architecture": cell.model.architecture,
+        "structure": structure(cell.shape),
+        "modality": modality(cell.shape),
         "method": config.method.name,
         "category": config.method.category,
         "bits": config.scheme.bits,
         "group_size": config.scheme.group_size,
         "seed": config.seed,
         "lane": config.lane.name,
+        "also_in_lane": ", ".join(cell.other_lanes) or None,
+        "suite": config.suite.name,
+        "image_tasks": ", ".join(image_tasks(config.suite)) or None,
         "status": state.status.value,
         "engine": cell.engine.name,
         "engine_reason": cell.engine.reason,

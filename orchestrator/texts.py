@@ -28,7 +28,7 @@ GIVE_FILE: dict[Split, str] = {
     "test": "give suite.path=<file> (with suite=text or tokens) or suite.perplexity.<name>.path=<file>",
 }
 TOKEN_AXES: dict[Split, tuple[str, ...]] = {"train": ("num_sequences", "sequence_length"), "test": ("num_tokens",)}
-PATH_KEYS: dict[Split, str] = {"train": "calibration.path", "test": "suite text"}
+PATH_KEYS: dict[Split, str] = {"train": "calibration.path", "test": "suite.path (or a text's own path)"}
 MAX_SEQUENCES = 1_000_000  # their start positions are drawn one by one and their tokens held in memory
 CHARACTERS_PER_TOKEN = 32  # how much of a long text is tokenized before all of it is
 
@@ -159,7 +159,7 @@ def _longest(ref: TextRef, needed: int, tokenizer_file: Path | None) -> int:
 
     A tokenizer of transformers may set one special token in front that tokenizer.json does not know; it is counted.
     """
-    tokenizer = _open_tokenizer(tokenizer_file) if tokenizer_file is not None else None
+    tokenizer = open_tokenizer(tokenizer_file) if tokenizer_file is not None else None
     longest = 0
     try:
         for piece in _pieces(ref):
@@ -172,7 +172,8 @@ def _longest(ref: TextRef, needed: int, tokenizer_file: Path | None) -> int:
     return longest
 
 
-def _open_tokenizer(file: Path) -> Tokenizer:
+def open_tokenizer(file: Path) -> Tokenizer:
+    """A tokenizer.json, without truncation or padding. Raises ConfigError when it is none."""
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:

@@ -22,10 +22,10 @@ from safetensors.torch import save_file
 from workers.api import Manifest, from_json, to_json
 from workers.errors import BadInputError
 from workers.files import locked, replace
+from workers.layout import MANIFEST, claim_file
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-MANIFEST = "manifest.json"
 
 
 class CheckpointReader:
@@ -157,16 +157,6 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def checkpoint_directory(storage: Path, quantize_key: str) -> Path:
-    """Where a finished checkpoint lies."""
-    return storage / "checkpoints" / quantize_key
-
-
-def partial_directory(storage: Path, quantize_key: str) -> Path:
-    """Where an unfinished one grows."""
-    return storage / "checkpoints" / f".partial-{quantize_key}"
-
-
 @contextmanager
 def claim(storage: Path, quantize_key: str) -> Iterator[None]:
     """The right to make a checkpoint, waited for: two sweeps over one storage may want the same one.
@@ -177,11 +167,6 @@ def claim(storage: Path, quantize_key: str) -> Iterator[None]:
     """
     with locked(claim_file(storage, quantize_key)):
         yield
-
-
-def claim_file(storage: Path, quantize_key: str) -> Path:
-    """The file that is locked while a checkpoint is made."""
-    return storage / "leases" / f"{quantize_key}.lock"
 
 
 def read_manifest(directory: Path) -> Manifest | None:

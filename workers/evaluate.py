@@ -12,12 +12,13 @@ import torch
 
 from workers.api import EvaluateRequest, EvaluateResult, Manifest, Metric
 from workers.calibration import Windows, check_token_ids, evaluation_windows
-from workers.checkpoint import CheckpointReader, checkpoint_directory, damage, read_manifest
+from workers.checkpoint import CheckpointReader, damage, read_manifest
 from workers.datasets import load_content
 from workers.engine.environment import ENVIRONMENT
 from workers.errors import BadInputError, NumericalError
 from workers.evaluator import Evaluator, context_length, engine_dtype, read_config, text_config, timed
 from workers.export import write_dense
+from workers.layout import checkpoint_directory
 from workers.model_files import load_tokenizer, local_directory
 from workers.process import peak_memory_gib, reset_peak_memory
 from workers.task_files import own_task, task_file_key

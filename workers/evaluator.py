@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "bfloat16", "float16")
 # Longest request of a benchmark task, in tokens; longer ones lose their left end, as in the harness.
 TASK_CONTEXT = 2048
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")  # one of them, of a model that is shown images
 IMAGE_MARK = "<image>"  # where a prompt shows an image, in the words of lm-evaluation-harness
 # One chunk's float32 logits over the whole vocabulary stay within 512 MiB, and within what the planner counts on.
 MAX_CHUNK_LOGITS = 2**27

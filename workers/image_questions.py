@@ -19,12 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.meta
-
 from workers.errors import BadInputError
 from workers.evaluator import IMAGE_MARK
 from workers.image_scores import LETTERS, YES_NO_METRICS, Verdict, exact_match, option_letter, says_yes, vqa_accuracy
+from workers.item_checks import is_text, is_texts, shown_columns
 
 SUFFIXES = ("", ".png", ".jpg", ".jpeg")
 SHORT_ANSWER = "{{question}}\nAnswer the question using a single word or phrase."
@@ -94,24 +92,16 @@ def image_task(name: str, questions: ImageQuestions) -> dict[str, Any]:
 # --- kinds of questions ----------------------------------------------------------------------------------------------
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
-def _is_texts(value: Any, least: int) -> bool:
-    return isinstance(value, list) and len(value) >= least and all(map(_is_text, value))
-
-
 def _with_answers(spot: str, entry: Item) -> Item:
     answers = entry.get("answers", [entry["answer"]] if "answer" in entry else None)
-    if not _is_texts(answers, 1):
+    if not is_texts(answers, 1):
         raise BadInputError(f"{spot}: `answer`, a text, or `answers`, a list of texts, is needed")
     return {"answers": answers}
 
 
 def _with_choices(spot: str, entry: Item) -> Item:
     choices, gold, hint = entry.get("choices"), entry.get("gold"), entry.get("hint") or ""
-    if not _is_texts(choices, 2) or len(choices) > len(LETTERS):  # type: ignore[arg-type]  # a list by now
+    if not is_texts(choices, 2) or len(choices) > len(LETTERS):  # type: ignore[arg-type]  # a list by now
         raise BadInputError(f"{spot}: `choices` is needed, a list of 2 to {len(LETTERS)} texts")
     assert isinstance(choices, list)
     if isinstance(gold, bool) or not isinstance(gold, int) or not 0 <= gold < len(choices):
@@ -120,7 +110,7 @@ def _with_choices(spot: str, entry: Item) -> Item:
 
 
 def _with_people(spot: str, entry: Item) -> Item:
-    if not _is_texts(entry.get("answers"), 2):
+    if not is_texts(entry.get("answers"), 2):
         raise BadInputError(f"{spot}: `answers` is needed, a text of each person asked (two or more)")
     return {"answers": entry["answers"]}
 
@@ -198,10 +188,10 @@ def _item(folder: Path, spot: str, entry: Any, kind: _Kind, known: dict[str, Pat
         entry = dict(zip(("question", "answer", "image"), entry, strict=True))
     if not isinstance(entry, dict):
         raise BadInputError(f"{spot}: neither an object nor [question, answer, image]")
-    if not _is_text(entry.get("question")):
+    if not is_text(entry.get("question")):
         raise BadInputError(f"{spot}: `question` is needed, a text")
     image = entry.get("image")
-    if not (_is_text(image) or (isinstance(image, int) and not isinstance(image, bool))):
+    if not (is_text(image) or (isinstance(image, int) and not isinstance(image, bool))):
         raise BadInputError(f"{spot}: `image` is needed, the name of a file in images/")
     added = kind.checked(spot, entry)
     name = str(image)
@@ -224,10 +214,7 @@ def _image(folder: Path, spot: str, name: str) -> Path:
 
 
 def _check_prompt(path: Path, prompt: str, kind: _Kind) -> None:
-    try:
-        shown = jinja2.meta.find_undeclared_variables(jinja2.Environment().parse(prompt))
-    except jinja2.TemplateSyntaxError as error:
-        raise BadInputError(f"prompt of {path}: not Jinja ({error}): {prompt!r}") from error
+    shown = shown_columns(path, prompt)
     columns = ("question", *kind.columns)
     if not shown or not shown <= set(columns):
         said = ", ".join(sorted(shown - set(columns))) or "nothing of an item"

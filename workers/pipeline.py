@@ -24,6 +24,7 @@ from workers.calibration import Windows, calibration_windows, canary_tokens, tok
 from workers.datasets import load_content
 from workers.errors import NoOpError, NumericalError
 from workers.failures import is_disk_full
+from workers.layout import checkpoint_directory, partial_directory
 from workers.methods.registry import follows_original, follows_quantized, is_baseline, needs, shares_statistics
 from workers.model_files import load_tokenizer, local_directory
 from workers.packing import layout_of
@@ -70,8 +71,8 @@ def quantize(request: QuantizeRequest) -> Manifest | None:
     finished by then stays in the partial directory for the next attempt, unless the disk is full.
     """
     storage = Path(request.storage)
-    final = ck.checkpoint_directory(storage, request.quantize_key)
-    unfinished = ck.partial_directory(storage, request.quantize_key)
+    final = checkpoint_directory(storage, request.quantize_key)
+    unfinished = partial_directory(storage, request.quantize_key)
     with ck.claim(storage, request.quantize_key):
         found = ck.read_manifest(final)
         if found is not None and ck.damage(final, found) is None:

@@ -29,12 +29,13 @@ from workers.arch import ARCHITECTURES
 from workers.canonical import key_of, plain
 from workers.checkpoint import save_tensors
 from workers.files import locked, replace
+from workers.layout import statistics_directory, statistics_lock
 from workers.methods.registry import PIPELINE_RECIPE, STAGES, STATISTICS_RECIPE
 from workers.process import versions
 
 log = logging.getLogger(__name__)
 
-DIRECTORY, LOCK, KEY = "statistics", ".lock", "key.json"
+KEY = "key.json"
 
 Parts = Mapping[str, Mapping[str, Tensor]]
 """Part -> name -> tensor on the host."""
@@ -74,7 +75,8 @@ class SharedStatistics:
 
     def __init__(self, storage: Path, payload: Mapping[str, Any], limit_bytes: int) -> None:
         """limit_bytes: of all statistics in the storage; nothing is written that would take more."""
-        self._root, self._payload, self._limit = storage / DIRECTORY, payload, limit_bytes
+        self._storage, self._payload, self._limit = storage, payload, limit_bytes
+        self._root = statistics_directory(storage)
         self.directory = self._root / key_of(dict(payload))
         self._damaged: set[Path] = set()
         self._is_writing = True
@@ -111,7 +113,7 @@ class SharedStatistics:
         missing = {path: tensors for path, tensors in paths.items() if path in self._damaged or not path.exists()}
         try:
             self._root.mkdir(exist_ok=True)  # not its parents: a storage that is gone must not be begun anew
-            with locked(self._root / LOCK, wait=False):
+            with locked(statistics_lock(self._storage), wait=False):
                 if self._has_room(missing):
                     self._write(missing)
         except BlockingIOError:

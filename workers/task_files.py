@@ -17,12 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.meta
-
-from conf.schema import TaskFileConf
+from conf.schema import SuiteConf, TaskFileConf
 from workers.errors import BadInputError
 from workers.image_questions import image_task, read_image_questions
+from workers.item_checks import is_text, is_texts, shown_columns
 
 Item = dict[str, Any]
 
@@ -66,6 +64,11 @@ def own_task(name: str, path: Path, conf: TaskFileConf) -> dict[str, Any]:
     return image_task(name, read_image_questions(path, conf.score, conf.prompt))
 
 
+def image_tasks(suite: SuiteConf) -> list[str]:
+    """The tasks of a suite that show images, as far as the suite itself says it."""
+    return [task for task in suite.tasks if task in suite.task_files and suite.task_files[task].score is not None]
+
+
 def task_file_key(task: str) -> str:
     """Under which a request holds the file of a task, beside the texts of perplexities."""
     return f"task_files.{task}"
@@ -89,12 +92,8 @@ def harness_task(name: str, file: TaskFile) -> dict[str, Any]:
 # --- layouts ---------------------------------------------------------------------------------------------------------
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and len(value) > 1 and all(map(_is_text, value))
+def _is_choices(value: Any) -> bool:
+    return is_texts(value, 2)
 
 
 def _is_index(value: Any) -> bool:
@@ -102,11 +101,11 @@ def _is_index(value: Any) -> bool:
 
 
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "query": (_is_text, "a text"),
-    "context": (_is_text, "a text"),
-    "continuation": (_is_text, "a text"),
-    "choices": (_is_texts, "a list of two or more texts"),
-    "context_options": (_is_texts, "a list of two or more texts"),
+    "query": (is_text, "a text"),
+    "context": (is_text, "a text"),
+    "continuation": (is_text, "a text"),
+    "choices": (_is_choices, "a list of two or more texts"),
+    "context_options": (_is_choices, "a list of two or more texts"),
     "gold": (_is_index, "a whole number, counted from 0"),
 }
 
@@ -206,10 +205,7 @@ def _prompt_columns(path: Path, layout: _Layout, prompt: str | None) -> list[str
         return []
     if layout.text is None:
         raise BadInputError(f"{path}: context_options are whole contexts; leave the prompt null")
-    try:
-        shown = jinja2.meta.find_undeclared_variables(jinja2.Environment().parse(prompt))
-    except jinja2.TemplateSyntaxError as error:
-        raise BadInputError(f"prompt of {path}: not Jinja ({error}): {prompt!r}") from error
+    shown = shown_columns(path, prompt)
     if not shown:
         raise BadInputError(f"prompt of {path}: shows no column of an item: {prompt!r}; write {{{{{layout.text}}}}}")
     return sorted(shown - set(layout.columns))

@@ -11,9 +11,7 @@ import torch
 from transformers import AutoProcessor, GenerationConfig
 
 from workers.errors import BadInputError
-from workers.evaluator import IMAGE_MARK, ImagePrompt
-
-PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+from workers.evaluator import IMAGE_MARK, PROCESSOR_FILES, ImagePrompt
 
 
 def load_processor(directory: Path) -> Any:

@@ -7,13 +7,18 @@ DESCRIPTIONS: dict[str, str] = {
     "label": "the cell in words, unique within a sweep; model, method, bits and every axis that varies",
     "model": "name of the model, as in its YAML",
     "architecture": "model family, as in the table of architectures",
+    "structure": "what its blocks are made of: dense MHA | dense GQA | MoE | state space",
+    "modality": "text | vision-language",
     "method": "name of the method; `none` is the 16-bit baseline",
     "category": "baseline | compensation | rotation | salience | optimization | combination",
     "bits": "nominal bits per weight of the scheme; 16 for the baseline",
     "group_size": "weights that share a scale, along an output row; empty: one group per row",
     "seed": "the one seed from which all others derive",
     "lane": "unified: every method on the same calibration tokens; published: each method's own recipe",
+    "also_in_lane": "the lane in which the sweep asks for this very cell too, every key the same; empty: none",
     "calibration_hash": "sha256 of the calibration tokens the cell saw; empty where no checkpoint was made",
+    "suite": "name of what the cell is scored on",
+    "image_tasks": "tasks of the suite that show images: `<task>, ...`; empty: none",
     "status": "PENDING | RUNNING | SUCCEEDED | FAILED | NOT_APPLICABLE | NOT_IMPLEMENTED | CANCELLED",
     "failure_kind": "why the last attempt failed (workers.api.FailureKind); empty unless FAILED",
     "failure_message": "what, where and what next; for NOT_APPLICABLE and NOT_IMPLEMENTED the reason",
@@ -40,6 +45,8 @@ mean_nll in nats per token). The first perplexity leads the report.
 """
 
 COLUMNS: tuple[str, ...] = tuple(DESCRIPTIONS)
+
+BASELINE = "none"  # the method that leaves the model in 16 bits
 
 METRIC_PREFIX = "metric."
 STDERR_SUFFIX = "_stderr"

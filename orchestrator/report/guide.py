@@ -13,6 +13,12 @@ GUIDE: tuple[tuple[str, str], ...] = (
         "(n \u2212 1) are over seeds. With one seed the spread is unknown and a small gap may be chance.",
     ),
     (
+        "Robustness",
+        "A method is robust when its loss stays small whatever the model: the mean and the worst over models, of the "
+        "loss in nats per token (points for questions about images) and of the rank among the methods on the same "
+        "model at the same bits. Only cells of one suite, lane and granularity are put together.",
+    ),
+    (
         "Bold",
         "The best method at equal bits, when it beats the second by more than two pooled standard deviations over at "
         "least two seeds each. From two seeds that is a hint, from five or more a finding. Degraded entries are never "

@@ -6,6 +6,7 @@ sizes, lanes and variants apart.
 
 import math
 from dataclasses import dataclass
+from itertools import filterfalse
 
 from orchestrator.report import text
 from orchestrator.report.pivots import Entry, ModelRows, Pivot, Row
@@ -44,10 +45,13 @@ class Panel:
 
 
 def panels(pivot: Pivot, model: ModelRows) -> list[Panel]:
-    """One panel for a model; one for each group size, lane and variant when there are too many lines for one."""
+    """One panel for a model; one for each group size, lane and variant when there are too many lines for one.
+
+    Where lanes share a figure, a line that is another lane's very own is drawn once.
+    """
     parts: dict[str, list[Row]] = {}
     crowded = sum(map(_has_line, model.rows)) > MAX_LINES
-    for row in model.rows:
+    for row in model.rows if crowded else filterfalse(_is_drawn_elsewhere, model.rows):
         words = _words(pivot, row) if crowded else []
         parts.setdefault(", ".join([model.model, *words]), []).append(row)
     return [
@@ -117,6 +121,11 @@ def _words(pivot: Pivot, row: Row) -> list[str]:
     size = "per row" if row.group_size is None else f"g{row.group_size}"
     named = {"group_size": size, "lane": row.lane, "variant": row.variant}
     return [word for attribute, word in named.items() if word and pivot.distinct(attribute) > 1]
+
+
+def _is_drawn_elsewhere(row: Row) -> bool:
+    """Whether all its points are those of another lane's line."""
+    return _has_line(row) and all(entry.same_as for entry in row.entries.values() if has_point(entry))
 
 
 def _has_line(row: Row) -> bool:

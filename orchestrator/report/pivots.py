@@ -16,10 +16,10 @@ from typing import Any
 
 import pandas as pd
 
-from orchestrator.report.columns import STDERR_SUFFIX
+from orchestrator.report.columns import BASELINE, STDERR_SUFFIX
+from orchestrator.report.lanes import SAME_AS, in_every_lane
 from orchestrator.report.metrics import MetricSpec
 
-BASELINE = "none"  # the method that leaves the model in 16 bits
 NOT_ASKED = "not in the sweep"
 NOT_SCORED = "not scored"
 WIN_DEVIATIONS = 2.0
@@ -33,6 +33,7 @@ class Entry:
 
     values: the metric of each cell that has one. stderr: mean sampling error of those, in the unit of the metric.
     missing: reason -> number of cells without a value. degraded: how many of the values are of degraded cells.
+    same_as: the lane in which these very cells are listed; '' unless all of them are listed elsewhere.
     """
 
     values: tuple[float, ...] = ()
@@ -40,6 +41,7 @@ class Entry:
     bits_per_weight: float | None = None
     degraded: int = 0
     missing: tuple[tuple[str, int], ...] = ()
+    same_as: str = ""
     best: bool = False
 
     @property
@@ -115,7 +117,8 @@ def pivot(cells: pd.DataFrame, metric: MetricSpec) -> Pivot:
 
 def pivots(cells: pd.DataFrame, specs: Sequence[MetricSpec]) -> list[Pivot]:
     """A table for each metric. cells: as `columns.normalise` returns them."""
-    found = cells.assign(variant=variants(cells)).to_dict("records")
+    shown = in_every_lane(cells)
+    found = shown.assign(variant=variants(shown)).to_dict("records")
     records = [{str(name): value for name, value in record.items()} for record in found]
     return [_pivot(records, metric) for metric in specs]
 
@@ -153,19 +156,23 @@ def relative(entry: Entry, baseline: Entry, change: Callable[[float, float], flo
 def variants(cells: pd.DataFrame) -> pd.Series:
     """What tells apart cells that agree in model, method, bits, group size, lane and seed; '' where nothing has to.
 
-    It is the words of a label that the labels of the others lack (its key, if none): such cells are of another axis and
-    must not be averaged as if they were seeds.
+    It is the words of a label that the labels of the others lack (its key, if none; a lane's name tells nothing): such
+    cells are of another axis and must not be averaged as if they were seeds.
     """
     found = [""] * len(cells)
     same = ["model", "method", "bits", "group_size", "lane", "seed"]
-    labels, keys = cells["label"].tolist(), cells["cell_key"].tolist()
+    labels, keys, lanes = cells["label"].tolist(), cells["cell_key"].tolist(), set(cells["lane"])
     for positions in cells.groupby(same, sort=False, dropna=False).indices.values():
-        words = {int(i): re.split(r"[\s/,|\u00b7]+", str(labels[i])) for i in positions}
+        words = {int(i): _words(str(labels[i]), lanes) for i in positions}
         shared = set.intersection(*(set(w) for w in words.values()))
         for i, own in words.items():
             if len(words) > 1:
                 found[i] = " ".join(w for w in own if w not in shared) or str(keys[i])[:8]
     return pd.Series(found, index=cells.index, dtype=object)
+
+
+def _words(label: str, lanes: set[str]) -> list[str]:
+    return [word for word in re.split(r"[\s/,|\u00b7]+", label) if word not in lanes]
 
 
 def difference(value: float, baseline: float) -> float:
@@ -212,7 +219,13 @@ def _entry(cells: list[Record], metric: MetricSpec) -> Entry:
         bits_per_weight=_mean(scored, "bits_per_weight"),
         degraded=len([cell for cell in scored if pd.notna(cell["degraded"])]),
         missing=tuple(Counter(map(_reason, others)).items()),
+        same_as=_same_as(cells),
     )
+
+
+def _same_as(cells: list[Record]) -> str:
+    lanes = {cell[SAME_AS] for cell in cells}
+    return "" if len(lanes) > 1 or pd.isna(lane := lanes.pop()) else str(lane)
 
 
 def _is_scored(cell: Record, metric: MetricSpec) -> bool:

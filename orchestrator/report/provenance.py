@@ -7,7 +7,8 @@ import pandas as pd
 
 from orchestrator.next_step import NEXT_STEPS
 from orchestrator.report import text
-from orchestrator.report.pivots import BASELINE
+from orchestrator.report.columns import BASELINE
+from orchestrator.report.lanes import in_every_lane
 from orchestrator.report.tables import Mark, Section, Table, TextCell, bare
 
 STATUSES = ("SUCCEEDED", "FAILED", "PENDING", "RUNNING", "CANCELLED", "NOT_APPLICABLE", "NOT_IMPLEMENTED")
@@ -93,7 +94,7 @@ def left_out_table(cells: pd.DataFrame) -> Table | None:
 def calibration_table(cells: pd.DataFrame) -> Table | None:
     """Seeds and calibration tokens of each model and lane; one line per distinct hash."""
     columns = (("model", False), ("lane", False), ("calibration", False), ("seeds", False), ("methods", False))
-    calibrated = cells[cells["calibration_hash"].notna()]
+    calibrated = in_every_lane(cells[cells["calibration_hash"].notna()])
     rows = []
     for key, group in calibrated.groupby(["model", "lane", "calibration_hash"], sort=False):
         model, lane, digest = map(str, key)

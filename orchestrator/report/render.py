@@ -8,11 +8,14 @@ import jinja2
 import pandas as pd
 
 from orchestrator.report import metrics, provenance
+from orchestrator.report.claims_table import claims_table
 from orchestrator.report.columns import metric_columns, normalise
 from orchestrator.report.guide import GUIDE
+from orchestrator.report.losses import image_metrics, losses
 from orchestrator.report.metrics import Kind
 from orchestrator.report.pivots import Pivot, pivots
 from orchestrator.report.plots import Plot, perplexity_plots
+from orchestrator.report.robustness_tables import over_bits, over_modalities, over_structures
 from orchestrator.report.tables import Table, accuracy_table, damage_table, value_table
 from workers.files import replace
 
@@ -54,6 +57,8 @@ def _content(cells: pd.DataFrame, attempts: pd.DataFrame) -> dict[str, Any]:
     scored = {p.metric.task for p in perplexities}
     # mean_nll beside a perplexity is its logarithm; the damage table already says it
     others = [p for p in _of_kind(found, Kind.NLL) if p.metric.task not in scored] + _of_kind(found, Kind.OTHER)
+    read = losses(cells, perplexities[0].metric) if perplexities else []
+    seen = [loss for metric in image_metrics(cells) for loss in losses(cells, metric)]
     return {
         "headline": provenance.headline(cells),
         "warnings": provenance.warnings(cells),
@@ -62,6 +67,8 @@ def _content(cells: pd.DataFrame, attempts: pd.DataFrame) -> dict[str, Any]:
         "damages": [damage_table(p) for p in perplexities],
         "plots": perplexity_plots(perplexities[0]) if perplexities else [],
         "accuracies": [accuracy_table(p) for p in _of_kind(found, Kind.ACCURACY)],
+        "robustness": _present(over_bits(read), over_structures(read), over_modalities(read, seen)),
+        "claims": claims_table(read, seen),
         "others": [table for p in others for table in (value_table(p), damage_table(p))],
         "degraded": provenance.degraded_table(cells),
         "failures": provenance.failure_table(cells),

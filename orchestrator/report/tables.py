@@ -135,6 +135,8 @@ def _marks(pivot: Pivot, entry: Entry) -> tuple[Mark, ...]:
         some = f"{count} of {entry.num_cells} " if count < entry.num_cells else ""
         tone, anchor = ("bad", "failures") if reason.startswith("FAILED") else ("quiet", None)
         marks.append(Mark(some + reason.replace("_", " ").lower(), tone, anchor))
+    if entry.same_as:
+        marks.append(Mark(f"same cell as {entry.same_as}", "quiet"))
     if _at_chance(pivot, entry):
         marks.append(Mark("at chance", "quiet"))
     return tuple(marks)

@@ -22,8 +22,8 @@ from conf.schema import MethodConf, UniformScheme
 from tests.bench import tools
 from tests.conftest import SHARED_VARIABLE
 from tests.workers.tiny_requests import request_for
-from workers.checkpoint import checkpoint_directory
 from workers.export import write_dense
+from workers.layout import checkpoint_directory
 from workers.pipeline import quantize
 
 SHARED = Path(os.environ.get(SHARED_VARIABLE, Path(__file__).resolve().parents[3] / "shared"))

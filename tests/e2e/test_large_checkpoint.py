@@ -20,6 +20,7 @@ from conf.schema import UniformScheme
 from tests.workers.tiny_requests import random_windows, request_for, write_tokenizer
 from workers import checkpoint as ck
 from workers.checkpoint import INDEX, CheckpointReader
+from workers.layout import checkpoint_directory, partial_directory
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +81,7 @@ def quantized_in_a_process(model: Path, storage: Path, method: str, until: str |
         cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"},
     )
-    partial, peak = ck.partial_directory(storage, "key"), 0.0
+    partial, peak = partial_directory(storage, "key"), 0.0
     while worker.poll() is None:
         peak = max(peak, _peak_gib(worker.pid))
         if until is not None and (partial / until).exists():
@@ -101,7 +102,7 @@ def _peak_gib(pid: int) -> float:
 def test_rounding_two_gigabytes_takes_less_memory_than_they_do(large: Path, tmp_path: Path) -> None:
     assert CheckpointReader(large).num_bytes() > 1.9e9
     peak = quantized_in_a_process(large, tmp_path, "rtn", until=None)
-    manifest = ck.read_manifest(ck.checkpoint_directory(tmp_path, "key"))
+    manifest = ck.read_manifest(checkpoint_directory(tmp_path, "key"))
     assert manifest is not None and len(manifest.layer_reports) == 7 * NUM_BLOCKS
     assert manifest.checkpoint_bytes < 0.3 * 1.93e9
     print(f"rtn: peak {peak:.2f} GiB, by its own account {manifest.peak_memory_gib:.2f}; {manifest.seconds:.0f} s")

@@ -18,6 +18,7 @@ from tests.orchestrator.hand_made import make_cell
 from workers.api import Failure, FailureKind
 from workers.errors import LockedError, PrerequisiteError
 from workers.files import locked
+from workers.layout import statistics_lock
 
 NEEDED, OLD, THEIRS = "a" * 64, "b" * 64, "c" * 64
 KEPT = {NEEDED, f".partial-{NEEDED}", "notes", "README.md", f"{OLD}.tar"}
@@ -132,7 +133,7 @@ def test_statistics_go_unless_a_worker_is_writing_one(storage: Storage) -> None:
     kept.parent.mkdir(parents=True)
     kept.write_bytes(bytes(2**19))
     assert "would remove statistics  0.5 MiB" in collected(storage, really=False)
-    with locked(storage.statistics / ".lock"):
+    with locked(statistics_lock(storage.root)):
         assert "in use: statistics" in collected(storage, really=True)
     assert kept.exists()
     assert collected(storage, really=True) == "removed statistics  0.5 MiB\n0.5 MiB\n"

@@ -1,6 +1,7 @@
 """Points to cells: files found and hashed, effective values filled in, and every refusal before anything starts."""
 
 import dataclasses
+import json
 import shutil
 import socket
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from conf.errors import ConfigError
 from conf.schema import NodeConf
@@ -52,6 +54,25 @@ def test_a_cell_has_everything_resolved(mine: list[str], checkpoint: Path) -> No
     assert (cell.engine.name, cell.engine.dtype, cell.engine.weight_format) == ("transformers", "float32", "dense")
     assert cell.config.numerics.device == "cpu"
     assert (cell.label, cell.support, cell.notes) == ("tiny rtn w3", None, ())
+
+
+def test_a_tokenizer_that_ends_texts_otherwise_is_noted(mine: list[str], checkpoint: Path) -> None:
+    """config.json may be wrong too, so that nothing is refused."""
+    config = json.loads((checkpoint / "config.json").read_text()) | {"bos_token_id": 1, "eos_token_id": [0, 2]}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    ends = checkpoint / "tokenizer_config.json"
+    ends.write_text(json.dumps({"bos_token": "a", "eos_token": {"content": "b"}}))
+    assert cells(mine)[0].notes == ()
+    ends.write_text(json.dumps({"bos_token": "b", "eos_token": "a"}))
+    (note,) = cells(mine)[0].notes
+    assert "tiny's config.json says bos_token_id=1, but b is 2; eos_token_id=[0, 2], but a is 1" in note
+
+
+def test_words_that_were_added_may_lie_beyond_the_embedding(mine: list[str], checkpoint: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    tokenizer.add_special_tokens([f"<extra{i}>" for i in range(130)])
+    tokenizer.save(str(checkpoint / "tokenizer.json"))
+    assert cells(mine)[0].support is None
 
 
 def test_keys_do_not_know_where_files_lie(mine: list[str], checkpoint: Path, tmp_path: Path) -> None:
@@ -131,7 +152,10 @@ def test_items_enter_by_content_and_only_those_of_tasks_that_run(mine: list[str]
 def test_points_that_are_one_cell_give_one(mine: list[str]) -> None:
     """The published recipe of a method without one is the unified lane's."""
     assert len(expand([*mine, "lane=unified,published"]).points) == 2
-    assert len(cells([*mine, "lane=unified,published"])) == 1
+    (cell,) = cells([*mine, "lane=unified,published"])
+    assert (cell.config.lane.name, cell.other_lanes) == ("unified", ("published",))
+    (alone,) = cells(mine)
+    assert (alone.key, alone.other_lanes) == (cell.key, ())
 
 
 def test_each_file_is_read_once_however_many_cells_there_are(mine: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,6 +96,31 @@ def test_the_calibration_runs_through_a_block_so_often(method: MethodConf, runs:
     assert forward_work(block(method)) == Work(forward=runs * FORWARD)
 
 
+EXPERTS = (LinearShape("experts.*", "experts", 8, 16, "out", count=4, share=0.5),)
+
+
+@pytest.mark.parametrize(
+    ("method", "routed", "calibrating"),
+    [
+        (MethodConf(round=GptqRound()), 1, 1),
+        (MethodConf(round=GptqRound(), inputs="original"), 0, 1),
+        (MethodConf(round=GptaqRound()), 1, 2),  # both streams are collected from
+        (MethodConf(clip=LearnedClip(), tune=BlockTune(), round=NearestRound()), 2, 0),
+    ],
+)
+def test_with_all_experts_calibrated_every_token_runs_through_each_where_statistics_are_collected(
+    method: MethodConf, routed: int, calibrating: int
+) -> None:
+    weights, inputs = 4 * 8 * 16, 4 * 16**2
+    few = replace(block(method), linears=EXPERTS)
+    every = replace(few, experts="all")
+    assert forward_work(few).forward == 2 * weights * 0.5 * TOKENS * (routed + calibrating)
+    assert forward_work(every).forward == 2 * weights * TOKENS * (0.5 * routed + calibrating)
+    if calibrating:
+        hessians = 2 * TOKENS * inputs * calibrating
+        assert hessian_work(every).float32 == 2 * hessian_work(few).float32 == hessians
+
+
 def test_each_distinct_input_has_its_hessian() -> None:
     one = 2 * TOKENS * (16**2 + 32**2)
     assert hessian_work(block(MethodConf(round=GptqRound()))) == Work(float32=one)

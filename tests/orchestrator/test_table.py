@@ -96,12 +96,15 @@ def test_a_row_of_a_scored_cell(storage: Storage) -> None:
         "label": "tiny gptq w3 g32",
         "model": "tiny",
         "architecture": "llama",
+        "structure": "dense MHA",
+        "modality": "text",
         "method": "gptq",
         "category": "compensation",
         "bits": 3,
         "group_size": 32,
         "seed": 0,
         "lane": "unified",
+        "suite": "text",
         "calibration_hash": "hash",
         "status": "SUCCEEDED",
         "degraded": "block 0 mlp.up_proj: damping 0.1 instead of 0.01",
@@ -123,7 +126,13 @@ def test_a_row_of_a_scored_cell(storage: Storage) -> None:
         "metric.piqa.acc_stderr": 0.01,
     }
     assert {key: value for key, value in row.items() if not _empty(value)} == expected
-    assert row.keys() - expected.keys() == {"failure_kind", "failure_message", "averages"}
+    assert row.keys() - expected.keys() == {
+        "failure_kind",
+        "failure_message",
+        "averages",
+        "also_in_lane",
+        "image_tasks",
+    }
 
 
 def _empty(value: object) -> bool:

@@ -16,6 +16,7 @@ from workers import checkpoint as ck
 from workers.api import Canary, Manifest
 from workers.checkpoint import CheckpointReader
 from workers.errors import BadInputError
+from workers.layout import MANIFEST, checkpoint_directory, partial_directory
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
@@ -153,7 +154,7 @@ def test_a_disk_that_takes_no_more_is_an_error_of_the_system(tmp_path: Path) -> 
 
 
 def test_a_committed_checkpoint_is_intact_until_a_file_changes(tmp_path: Path) -> None:
-    partial, final = ck.partial_directory(tmp_path, "key"), ck.checkpoint_directory(tmp_path, "key")
+    partial, final = partial_directory(tmp_path, "key"), checkpoint_directory(tmp_path, "key")
     partial.mkdir(parents=True)
     (partial / "a").write_text("content")
     written = manifest({"a": ck.sha256(partial / "a")})
@@ -168,12 +169,12 @@ def test_a_committed_checkpoint_is_intact_until_a_file_changes(tmp_path: Path) -
 
 
 def test_a_new_checkpoint_takes_the_place_of_a_damaged_one(tmp_path: Path) -> None:
-    partial, final = ck.partial_directory(tmp_path, "key"), ck.checkpoint_directory(tmp_path, "key")
+    partial, final = partial_directory(tmp_path, "key"), checkpoint_directory(tmp_path, "key")
     for content in ("old", "new"):
         partial.mkdir(parents=True)
         (partial / content).write_text(content)
         ck.commit(partial, final, manifest({content: ck.sha256(partial / content)}))
-    assert sorted(p.name for p in final.iterdir()) == [ck.MANIFEST, "new"]
+    assert sorted(p.name for p in final.iterdir()) == [MANIFEST, "new"]
 
 
 def test_a_claim_is_waited_for_and_does_not_hold_other_keys_up(tmp_path: Path) -> None:
@@ -202,5 +203,5 @@ def test_no_claim_makes_a_storage_where_there_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
 def test_a_manifest_that_cannot_be_read_finishes_nothing(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / ck.MANIFEST).write_bytes(content)
+    (tmp_path / MANIFEST).write_bytes(content)
     assert ck.read_manifest(tmp_path) is None

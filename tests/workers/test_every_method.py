@@ -12,8 +12,9 @@ from conf import register
 from conf.schema import BlockTune, ColumnsKeep, NoRotate, RootConf
 from tests.workers.tiny_requests import request_for, write_llama
 from workers.api import Manifest, QuantizeRequest
-from workers.checkpoint import CheckpointReader, checkpoint_directory
+from workers.checkpoint import CheckpointReader
 from workers.export import write_dense
+from workers.layout import checkpoint_directory
 from workers.methods.refusals import refusals
 from workers.methods.registry import missing_schemes, missing_stages
 from workers.pipeline import quantize

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from conf.schema import UniformScheme
 from tests.workers.tiny_requests import METHODS, random_windows, request_for, write_llama
 from workers import export, packing
-from workers.checkpoint import CheckpointReader, checkpoint_directory
+from workers.checkpoint import CheckpointReader
+from workers.layout import checkpoint_directory
 from workers.methods.grid import QuantParams
 from workers.methods.linear import Outcome, QuantizedLinear, quantize_linear, restored
 from workers.methods.statistics import Statistics

@@ -19,6 +19,7 @@ from tests.workers.tiny_requests import request_for, shard_bytes, write_llama
 from workers import checkpoint as ck
 from workers import partial
 from workers.api import LayerReport, QuantizeRequest
+from workers.layout import MANIFEST, checkpoint_directory, partial_directory
 from workers.pipeline import quantize
 
 REPORT = LayerReport(0, "mlp.up_proj", "round=gptq", 3, None, 3.5, 6144, 512, 0.01, 0, 0.25, 0.5, False, None, 0.1)
@@ -43,7 +44,7 @@ def test_nothing_to_take_up_is_an_empty_directory(tmp_path: Path) -> None:
 
 def test_nothing_grows_where_there_is_no_storage(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        partial.take_up(ck.partial_directory(tmp_path, "key"))
+        partial.take_up(partial_directory(tmp_path, "key"))
     assert names(tmp_path) == []
 
 
@@ -107,7 +108,7 @@ class Killed(BaseException):
 def uninterrupted(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     storage = tmp_path_factory.mktemp("uninterrupted")
     quantize(request_for(tiny_llama, storage, "gptq"))
-    return shard_bytes(ck.checkpoint_directory(storage, "key"))
+    return shard_bytes(checkpoint_directory(storage, "key"))
 
 
 def killed_while_writing(call: int, request: QuantizeRequest) -> None:
@@ -139,9 +140,9 @@ def test_killed_while_writing_anything_it_resumes_with_the_same_bytes(
     manifest = quantize(request)
     assert manifest is not None
     assert ("resuming after block" in caplog.text) == (call >= 2)
-    checkpoint = ck.checkpoint_directory(tmp_path, "key")
+    checkpoint = checkpoint_directory(tmp_path, "key")
     assert shard_bytes(checkpoint) == uninterrupted
-    assert sorted(manifest.files) == [n for n in names(checkpoint) if n != ck.MANIFEST]
+    assert sorted(manifest.files) == [n for n in names(checkpoint) if n != MANIFEST]
     assert [r.block for r in manifest.layer_reports] == [i for i in range(3) for _ in range(7)]
 
 
@@ -178,15 +179,15 @@ def test_a_process_killed_by_a_signal_resumes_where_it_was_with_the_same_bytes(
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     root = Path(__file__).parents[2]
     worker = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path / "request")], cwd=root, env=environment)
-    tenth = ck.partial_directory(tmp_path / "killed", "key") / "block-00009.json"
+    tenth = partial_directory(tmp_path / "killed", "key") / "block-00009.json"
     while worker.poll() is None and not tenth.exists():
         time.sleep(0.002)
     worker.send_signal(signal.SIGKILL)
     assert worker.wait() == -signal.SIGKILL
-    assert ck.read_manifest(ck.checkpoint_directory(tmp_path / "killed", "key")) is None
+    assert ck.read_manifest(checkpoint_directory(tmp_path / "killed", "key")) is None
     quantize(killed)
     resumed = [record.args for record in caplog.records if record.msg.startswith("resuming after block")]
     assert len(resumed) == 1 and isinstance(resumed[0], tuple) and 9 <= int(str(resumed[0][0])) < 150
     quantize(whole)
-    checkpoints = [ck.checkpoint_directory(tmp_path / name, "key") for name in ("killed", "whole")]
+    checkpoints = [checkpoint_directory(tmp_path / name, "key") for name in ("killed", "whole")]
     assert shard_bytes(checkpoints[0]) == shard_bytes(checkpoints[1])

@@ -30,9 +30,10 @@ from workers import checkpoint as ck
 from workers import partial
 from workers.api import Manifest
 from workers.arch import ARCHITECTURES
-from workers.checkpoint import CheckpointReader, checkpoint_directory
+from workers.checkpoint import CheckpointReader
 from workers.errors import BadInputError, NoOpError, NumericalError
 from workers.export import write_dense
+from workers.layout import MANIFEST, checkpoint_directory, partial_directory
 from workers.methods.grid import dequantize
 from workers.methods.statistics import Statistics
 from workers.pipeline import quantize
@@ -254,12 +255,12 @@ def test_of_two_that_want_one_checkpoint_the_second_waits_and_finds_it(tiny_llam
 def test_the_manifest_speaks_for_every_file(tiny_llama: Path, tmp_path: Path) -> None:
     manifest = made(tiny_llama, tmp_path, "rtn")
     directory = key_directory(tmp_path)
-    files = {path.name for path in directory.iterdir()} - {ck.MANIFEST}
+    files = {path.name for path in directory.iterdir()} - {MANIFEST}
     assert set(manifest.files) == files and ck.INDEX in files and "config.json" in files
     assert ck.damage(directory, manifest) is None
     assert manifest.checkpoint_bytes == sum((directory / name).stat().st_size for name in files)
     assert ck.read_manifest(directory) == manifest
-    assert not ck.partial_directory(tmp_path, "key").exists()
+    assert not partial_directory(tmp_path, "key").exists()
     assert 0.1 < manifest.peak_memory_gib < 8 and manifest.seconds > 0
 
 

@@ -28,9 +28,10 @@ from workers import checkpoint as ck
 from workers import partial
 from workers.api import Manifest, QuantizeRequest
 from workers.arch.llama import LLAMA
-from workers.checkpoint import CheckpointReader, checkpoint_directory
+from workers.checkpoint import CheckpointReader
 from workers.errors import BadInputError
 from workers.export import stored_layout, write_dense
+from workers.layout import checkpoint_directory
 from workers.methods.refusals import refusals
 from workers.methods.rotate.hadamard import draw_orthogonal
 from workers.methods.statistics import Statistics

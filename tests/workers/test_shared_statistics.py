@@ -29,11 +29,11 @@ from tests.workers.tiny_requests import METHODS, random_windows, request_for, sh
 from workers import partial
 from workers.api import Manifest, QuantizeRequest
 from workers.calibration import token_hash
-from workers.checkpoint import checkpoint_directory
 from workers.files import locked
+from workers.layout import checkpoint_directory, statistics_directory, statistics_lock
 from workers.methods.registry import shares_statistics
 from workers.pipeline import quantize
-from workers.shared_statistics import DIRECTORY, KEY, LOCK, SharedStatistics, payload
+from workers.shared_statistics import KEY, SharedStatistics, payload
 
 AWQ = MethodConf(
     "awq",
@@ -76,7 +76,7 @@ def again(asked: QuantizeRequest) -> tuple[Manifest, dict[str, bytes]]:
 
 
 def files(storage: Path) -> list[Path]:
-    return sorted((storage / DIRECTORY).glob("*/block-*"))
+    return sorted(statistics_directory(storage).glob("*/block-*"))
 
 
 # --- the same numbers ------------------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ def test_the_codes_are_the_same_alone_cold_and_warm(
         assert warm.canary == alone.canary
         strip = [replace(report, seconds=0.0, shared_statistics=False) for report in warm.layer_reports]
         assert strip == [replace(report, seconds=0.0) for report in alone.layer_reports]
-    assert not (tmp_path / "alone" / DIRECTORY).exists()
+    assert not statistics_directory(tmp_path / "alone").exists()
 
 
 def test_the_codes_of_experts_are_the_same_alone_cold_and_warm(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_resumed_cell_goes_on_from_outputs_that_were_taken(
         patched.setattr(partial, "save_block", killed)
         with pytest.raises(KeyboardInterrupt):
             run(asked)
-    shutil.rmtree(tmp_path / DIRECTORY)
+    shutil.rmtree(statistics_directory(tmp_path))
     manifest, shards = run(asked)
     assert taken(manifest) == {0, 1} and shards == reference
 
@@ -227,7 +227,7 @@ def test_a_damaged_file_is_computed_anew_and_replaced(
 ) -> None:
     asked = request(tiny_llama, tmp_path, AWQ, 3)
     reference = run(asked)[1]
-    spoiled, other = (tmp_path.glob(f"{DIRECTORY}/*/block-0000{i}.moments.safetensors") for i in (1, 2))
+    spoiled, other = (statistics_directory(tmp_path).glob(f"*/block-0000{i}.moments.safetensors") for i in (1, 2))
     path = next(spoiled)
     spoil(path, next(other))
     caplog.clear()
@@ -249,7 +249,7 @@ def test_no_more_is_kept_than_allowed_and_that_is_said_once(
     caplog.set_level(logging.INFO)
     asked = request(tiny_llama, tmp_path / "tight", AWQ, 3, gib=limit / 2**30)
     assert run(asked)[1] == reference
-    held = sum(path.stat().st_size for path in (tmp_path / "tight" / DIRECTORY).rglob("*") if path.is_file())
+    held = sum(path.stat().st_size for path in statistics_directory(tmp_path / "tight").rglob("*") if path.is_file())
     assert 0.3 * sum(sizes) < held <= limit
     assert sum("cluster.statistics_gib" in record.message for record in caplog.records) == 1
     manifest, shards = again(asked)
@@ -280,9 +280,9 @@ def test_a_storage_that_is_gone_is_not_begun_anew(tmp_path: Path) -> None:
 
 
 def test_while_another_writes_nothing_is_waited_for(tmp_path: Path) -> None:
-    (tmp_path / DIRECTORY).mkdir()
+    statistics_directory(tmp_path).mkdir()
     shared, parts = SharedStatistics(tmp_path, {"key": 1}, 2**30), {"part": {"x": torch.arange(3.0)}}
-    with locked(tmp_path / DIRECTORY / LOCK):
+    with locked(statistics_lock(tmp_path)):
         shared.put(0, parts)
     assert shared.take(0, ["part"]) is None
     shared.put(0, parts)

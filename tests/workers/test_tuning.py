@@ -26,8 +26,8 @@ from conf.schema import (
 from tests.workers.tiny_requests import model_ref, quantized_linears, random_windows, request_for, write_llama
 from workers.arch import LinearGroup
 from workers.arch.llama import LLAMA
-from workers.checkpoint import checkpoint_directory
 from workers.errors import NumericalError
+from workers.layout import checkpoint_directory
 from workers.methods.grid import dequantize
 from workers.methods.linear import quantize_linear
 from workers.methods.statistics import Statistics

@@ -4,16 +4,12 @@ The modelling class is ours (workers.models.deepseek_moe); it has the names of t
 """
 
 from workers.arch.architecture import Architecture, BlockKind
-from workers.arch.parts import ATTENTION, router, swiglu
+from workers.arch.parts import ATTENTION, decoder_paths, router, swiglu
 
 DEEPSEEK_MOE = Architecture(
     name="deepseek_moe",
     recipe=1,
-    embedding="model.embed_tokens",
-    rotary="model.rotary_emb",
-    blocks="model.layers",
-    final_norm="model.norm",
-    head="lm_head",
+    **decoder_paths("model"),
     kinds=(
         BlockKind((*ATTENTION, *swiglu("mlp")), marker="mlp.gate_proj"),
         BlockKind(

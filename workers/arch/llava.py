@@ -4,17 +4,13 @@ Calibration is text alone, so that tower and projector never run.
 """
 
 from workers.arch.architecture import Architecture, BlockKind
-from workers.arch.parts import ATTENTION, swiglu
+from workers.arch.parts import ATTENTION, decoder_paths, swiglu
 
 LLAVA = Architecture(
     name="llava",
     recipe=1,
     model_class="AutoModelForImageTextToText",
-    embedding="model.language_model.embed_tokens",
-    rotary="model.language_model.rotary_emb",
-    blocks="model.language_model.layers",
-    final_norm="model.language_model.norm",
-    head="lm_head",
+    **decoder_paths("model.language_model"),
     kinds=(BlockKind((*ATTENTION, *swiglu("mlp"))),),
     renamed=(
         (r"^language_model\.lm_head\.", "lm_head."),

@@ -4,16 +4,12 @@ Transformers 5 holds the experts of a block in two parameters; files have a tens
 """
 
 from workers.arch.architecture import Architecture, BlockKind
-from workers.arch.parts import ATTENTION, router, swiglu
+from workers.arch.parts import ATTENTION, decoder_paths, router, swiglu
 
 MIXTRAL = Architecture(
     name="mixtral",
     recipe=1,
-    embedding="model.embed_tokens",
-    rotary="model.rotary_emb",
-    blocks="model.layers",
-    final_norm="model.norm",
-    head="lm_head",
+    **decoder_paths("model"),
     kinds=(
         BlockKind(
             (*ATTENTION, router("mlp.gate"), *swiglu("mlp.experts.*", prefix="experts.*.")), experts="mlp.experts"

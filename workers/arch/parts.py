@@ -1,6 +1,30 @@
-"""Groups that many architectures have: causal attention, and a SwiGLU."""
+"""What many architectures have: LLaMA's names of modules, causal attention, a SwiGLU."""
+
+from typing import TypedDict
 
 from workers.arch.architecture import LinearGroup
+
+
+class DecoderPaths(TypedDict):
+    """Fields of `Architecture` that say where a causal language model has its modules."""
+
+    embedding: str
+    rotary: str
+    blocks: str
+    final_norm: str
+    head: str
+
+
+def decoder_paths(path: str) -> DecoderPaths:
+    """Modules as LLaMA names them. path: of the decoder; the head stands outside it."""
+    return DecoderPaths(
+        embedding=f"{path}.embed_tokens",
+        rotary=f"{path}.rotary_emb",
+        blocks=f"{path}.layers",
+        final_norm=f"{path}.norm",
+        head="lm_head",
+    )
+
 
 ATTENTION = (
     LinearGroup(

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 from PIL import Image
+from tokenizers import Tokenizer, models
 
 from tests.orchestrator.bad_input.case import Case, bad
 from tests.orchestrator.hand_made import write_checkpoint, write_text
@@ -128,6 +129,11 @@ TOKENIZERS = [
     tokenizer("m/tokenizer.json: not a tokenizer", content='{"version": "1.0"'),
     tokenizer("m/tokenizer.json: not a tokenizer", content=b"\xff\x00"),
     bad_model("/m: no tokenizer.json or tokenizer.model", change=becomes_a_directory("tokenizer.json")),
+    tokenizer(
+        "m/tokenizer.json: its vocabulary goes up to token 128, the model's embedding has 128 rows",
+        "model.tokenizer=<hub id or directory>",
+        content=Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "b": 128}, unk_token="[UNK]")).to_str(),
+    ),
 ]
 WEIGHTS = [
     bad_model("/m: no .safetensors file", change=holds("model.safetensors", None)),
@@ -154,12 +160,12 @@ def _parquet(columns: dict[str, Any]) -> Prepare:
 
 TEXT_PLACES = [
     bad("calibration.path=missing.txt", "calibration.path=missing.txt: no file"),
-    bad("suite.path=missing.txt", "suite text=missing.txt: no file"),
+    bad("suite.path=missing.txt", "suite.path (or a text's own path)=missing.txt: no file"),
     bad("calibration.path=tiny", "calibration.path=tiny: a directory; give one file"),
     bad("calibration.path=", "calibration.path is empty"),
     bad("calibration.path=dangling", "dangling: no file", prepare=links("dangling", "nowhere")),
     bad("suite.path=loop", "loop: no file", prepare=links("loop", "loop")),
-    bad("suite.path=https://host/text", "suite text=https://host/text", "not a URL"),
+    bad("suite.path=https://host/text", "suite.path (or a text's own path)=https://host/text", "not a URL"),
     bad(f"suite.path={'x' * 300}", "File name too long"),
     bad("calibration.path=zoo:nope", "calibration.path=zoo:nope", "nearest names"),
 ]
@@ -246,6 +252,11 @@ def _one_image(directory: Path) -> None:
     Image.new("RGB", (2, 2)).save(directory / "images" / "cat.png")
 
 
+def _no_image(directory: Path) -> None:
+    _one_image(directory)
+    (directory / "images" / "cat.png").write_bytes(b"<html>404</html>")
+
+
 def items(line: str, *said: str) -> Case:
     return bad("suite=task_file suite.path=items.jsonl", *said, prepare=holds("items.jsonl", line))
 
@@ -275,6 +286,13 @@ TASKS = [
         "suite=image_folder suite.path=. suite.task_files.image_folder.score=yes_no",
         "questions.json, entry 1: no image cat in",
         prepare=holds("questions.json", '[["is it a cat?", "yes", "cat"]]'),
+    ),
+    bad("suite=image_folder suite.path=.", "images/cat.png: not an image", "copy it again", prepare=_no_image),
+    bad(
+        "suite=image_folder suite.path=. model.architecture=llava",
+        "no processor_config.json or preprocessor_config.json",
+        "save_pretrained(<directory>)",
+        prepare=_one_image,
     ),
     bad("suite=image_folder suite.path=.", "some show images, and llama sees none", prepare=_one_image),
     bad("suite=task_file suite.task_file.items.path=x", "'task_file'", "did you mean task_files"),

@@ -93,7 +93,11 @@ MISSING = [
     bad("cluster.nodes=[{count:1}]", "cluster.nodes[0].num_cpus", "give it: cluster.nodes[0].num_cpus=..."),
     bad("calibration.path=null", "calibration.path: source text", "give calibration.path=<file>"),
     bad("suite=tokens suite.path=null", "source tokens", "give suite.path=<file>"),
-    bad("suite.perplexity.text.path=null", "suite text: source text", "suite.perplexity.<name>.path=<file>"),
+    bad(
+        "suite.perplexity.text.path=null",
+        "suite.path (or a text's own path): source text",
+        "suite.perplexity.<name>.path=<file>",
+    ),
 ]
 
 GRAMMAR = [

@@ -9,7 +9,7 @@ from orchestrator.report.columns import COLUMNS, DESCRIPTIONS, metric_columns, n
 def test_every_column_says_what_it_is() -> None:
     assert tuple(DESCRIPTIONS) == COLUMNS
     assert all(DESCRIPTIONS.values())
-    assert (COLUMNS[0], COLUMNS[-1], len(COLUMNS)) == ("cell_key", "averages", 27)
+    assert (COLUMNS[0], COLUMNS[-1], len(COLUMNS)) == ("cell_key", "averages", 32)
 
 
 def test_standard_errors_are_not_metrics_of_their_own(sweep: pd.DataFrame) -> None:

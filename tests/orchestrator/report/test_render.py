@@ -8,6 +8,7 @@ import pytest
 
 from orchestrator.report.provenance import ATTEMPT_COLUMNS
 from orchestrator.report.render import write_report
+from tests.orchestrator.report import several_models
 
 FACTS = {"sweep": "mini", "date": "2026-11-22", "git commit": "0123abc"}
 ATTEMPTS = pd.DataFrame(
@@ -77,6 +78,18 @@ def test_the_page_is_self_contained_and_its_links_lead_somewhere(sweep: pd.DataF
     assert all(target.startswith("#") and target[1:] in page.ids for target in page.targets)
 
 
+def test_several_models_have_tables_of_robustness_and_one_has_none(tmp_path: Path) -> None:
+    few = [row for row in several_models.rows() if row["model"] in ("mini-llama", "mini-mixtral")]
+    html, markdown = write_report(pd.DataFrame(few), ATTEMPTS, tmp_path, title="Several", facts=FACTS)
+    words = " ".join(parsed(html).text)
+    for title in ("Robustness over bits", "Robustness over structures", "The paper's claims (arXiv 2502.13178)"):
+        assert title in words and title in markdown.read_text(encoding="utf-8")
+    assert "Robustness over modalities" not in words
+    alone = pd.DataFrame([row for row in few if row["model"] == "mini-llama" and row["method"] in ("none", "rtn")])
+    html, _ = write_report(alone, ATTEMPTS, tmp_path, title="One", facts=FACTS)
+    assert "Robustness over" not in " ".join(parsed(html).text)
+
+
 def test_messages_are_escaped(sweep: pd.DataFrame, tmp_path: Path) -> None:
     html, markdown = write_report(sweep, ATTEMPTS, tmp_path, title="a < b", facts=FACTS)
     assert "layer 3: &lt;H&gt; | not PD" in html.read_text(encoding="utf-8")
@@ -87,7 +100,7 @@ def test_messages_are_escaped(sweep: pd.DataFrame, tmp_path: Path) -> None:
 def test_every_markdown_table_has_as_many_columns_in_each_row(sweep: pd.DataFrame, tmp_path: Path) -> None:
     text = write_report(sweep, ATTEMPTS, tmp_path, title="Sweep mini", facts=FACTS)[1].read_text(encoding="utf-8")
     tables = re.findall(r"(?:^\|.*\|\n)+", text, flags=re.MULTILINE)
-    assert len(tables) == 9
+    assert len(tables) == 10
     for table in tables:
         counts = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
         assert len(counts) == 1

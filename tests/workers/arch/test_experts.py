@@ -15,10 +15,11 @@ from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 from conf.schema import AwqScale, BlockTune, LearnedClip, SearchClip, UniformScheme
 from tests.workers.arch.tiny import dense, made, request, stream_of, write
 from workers.api import LayerReport, QuantizeRequest
-from workers.checkpoint import SINGLE, CheckpointReader, checkpoint_directory
+from workers.checkpoint import SINGLE, CheckpointReader
 from workers.coverage import cover
 from workers.errors import BadInputError, NumericalError
 from workers.experts import Expert, Experts
+from workers.layout import checkpoint_directory
 from workers.statistics import GroupStatistics
 
 W4 = UniformScheme(bits=4)

@@ -13,8 +13,8 @@ from conf.schema import UniformScheme
 from tests.workers.tiny_requests import VOCAB_SIZE, request_for, write_tokenizer
 from workers.api import Manifest, ModelRef, QuantizeRequest
 from workers.arch import ARCHITECTURES
-from workers.checkpoint import checkpoint_directory
 from workers.export import write_dense
+from workers.layout import checkpoint_directory
 from workers.pipeline import quantize
 from workers.stream import BlockStream
 
