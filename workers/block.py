@@ -67,13 +67,14 @@ def quantize_block(
     """Quantize a block in place, in the rotated basis, which the data are in too."""
     if is_baseline(request.method):
         return QuantizedBlock([], {})
-    prefix, groups = f"{stream.architecture.blocks}.{index}", stream.groups(index, request.method.skip)
-    rotation.turn_block(block, groups, prefix)
-    scaling = _scaling(request, stream, block, groups, data)
-    statistics = _observe(request, stream, block, index, groups, data, scaling)
-    cover(statistics, request.calibration.experts, prefix)
-    scaled, starts = _scale(request, stream, block, prefix, scaling, statistics)
-    tuned = _tune(request, stream, block, groups, prefix, data, starts, statistics)
+    groups = stream.groups(index, request.method.skip)
+    here = _Here(request, stream, block, index, groups, data)
+    rotation.turn_block(block, groups, here.prefix)
+    scaling = _scaling(here)
+    statistics = _observe(here, scaling)
+    cover(statistics, request.calibration.experts, here.prefix)
+    scaled, starts = _scale(here, scaling, statistics)
+    tuned = _tune(here, starts, statistics)
     reports: list[LayerReport] = []
     tensors: dict[str, Tensor] = {}
     for group in groups:
@@ -81,53 +82,60 @@ def quantize_block(
         for name in group.linears:
             before = [rotation.words(group, name), scaled.get(name), tuned.words]
             known = replace(seen, learned=tuned.learned.get(name))
-            report, packed = _quantize_one(request, block, index, prefix, group, name, known, before)
+            report, packed = _quantize_one(here, group, name, known, before)
             reports.append(replace(report, shared_statistics=data.were_taken))
-            stored = stream.tensors.stored(f"{prefix}.{name}.weight").removesuffix(".weight")
+            stored = stream.tensors.stored(f"{here.prefix}.{name}.weight").removesuffix(".weight")
             tensors |= {f"{stored}.{part}": tensor for part, tensor in packed.items()}
-        reports += [_kept(block, stream, index, name) for name in group.kept if is_skipped(name, request.method.skip)]
-    return QuantizedBlock(reports, tensors | _others(stream, block, prefix, reports))
+        reports += [_kept(here, name) for name in group.kept if is_skipped(name, request.method.skip)]
+    return QuantizedBlock(reports, tensors | _others(here, reports))
 
 
 KEPT = "kept by method.skip"
 _COLLECTED = {Need.HESSIAN, Need.CROSS_HESSIAN, Need.INPUTS}
 
+
+@dataclass(frozen=True)
+class _Here:
+    """The block in work, and what is asked of it."""
+
+    request: QuantizeRequest
+    stream: BlockStream
+    block: nn.Module
+    index: int
+    groups: Sequence[LinearGroup]
+    data: BlockData
+
+    @property
+    def prefix(self) -> str:
+        """The block's name in the model."""
+        return f"{self.stream.architecture.blocks}.{self.index}"
+
+
 Scales = list[tuple[LinearGroup, Tensor]]
 """Channel scales [in] of groups, in the order in which they are folded."""
 
 
-def _scaling(
-    request: QuantizeRequest, stream: BlockStream, block: nn.Module, groups: Sequence[LinearGroup], data: BlockData
-) -> BlockScaling | None:
-    conf = request.method.scale
+def _scaling(here: _Here) -> BlockScaling | None:
+    request, conf = here.request, here.request.method.scale
     if isinstance(conf, NoScale):
         return None
     assert isinstance(request.scheme, GridScheme)
-    num_windows = sum(map(len, data.seen))
-    experts = request.calibration.experts
-    return BlockScaling(block, groups, conf, request.scheme, stream.head_dim, num_windows, experts)
+    num_windows, experts = sum(map(len, here.data.seen)), request.calibration.experts
+    return BlockScaling(here.block, here.groups, conf, request.scheme, here.stream.head_dim, num_windows, experts)
 
 
 OUTPUTS = "outputs"  # of the original stream, as a part of what is shared
 
 
-def _observe(
-    request: QuantizeRequest,
-    stream: BlockStream,
-    block: nn.Module,
-    index: int,
-    groups: Sequence[LinearGroup],
-    data: BlockData,
-    scaling: BlockScaling | None,
-) -> GroupStatistics:
+def _observe(here: _Here, scaling: BlockScaling | None) -> GroupStatistics:
     """What the calibration says of every group, before anything changes; and the outputs of the original stream.
 
     Taken from the storage where another cell has left all of it there.
     """
-    method, needed = request.method, needs(request.method)
+    method, data, needed = here.request.method, here.data, needs(here.request.method)
     statistics = GroupStatistics(
-        block,
-        groups,
+        here.block,
+        here.groups,
         sample_every=_sample_every(method, data) if Need.INPUTS in needed else None,
         hessian=Need.HESSIAN in needed,
         cross=Need.CROSS_HESSIAN in needed,
@@ -136,20 +144,20 @@ def _observe(
     if needed & _COLLECTED or (statistics.families and needed):  # the tokens of experts are counted in any case
         observers.append(statistics)
     if data.shared is None:
-        _collect(request, stream, block, groups, data, observers, statistics)
+        _collect(here, observers, statistics)
         return statistics
     parts = [part for observer in observers for part in observer.parts] + ([OUTPUTS] if data.original else [])
-    found = data.shared.take(index, parts)
+    found = data.shared.take(here.index, parts)
     if found is None:
-        _collect(request, stream, block, groups, data, observers, statistics)
+        _collect(here, observers, statistics)
         known = {OUTPUTS: {f"{i:05d}": batch for i, batch in enumerate(data.original_outputs)}}
         for observer in observers:
             known |= observer.state()
-        data.shared.put(index, {part: known[part] for part in parts})
+        data.shared.put(here.index, {part: known[part] for part in parts})
         return statistics
     if scaling is not None:
         with scaling.watching():
-            stream.feed(block, [data.seen[0][:1]], data.kwargs, groups)
+            here.stream.feed(here.block, [data.seen[0][:1]], data.kwargs, here.groups)
     for observer in observers:
         observer.restore(found)
     data.original_outputs = [batch for _, batch in sorted(found.get(OUTPUTS, {}).items())]
@@ -157,19 +165,12 @@ def _observe(
     return statistics
 
 
-def _collect(
-    request: QuantizeRequest,
-    stream: BlockStream,
-    block: nn.Module,
-    groups: Sequence[LinearGroup],
-    data: BlockData,
-    observers: Sequence[BlockScaling | GroupStatistics],
-    statistics: GroupStatistics,
-) -> None:
+def _collect(here: _Here, observers: Sequence[BlockScaling | GroupStatistics], statistics: GroupStatistics) -> None:
     """Let the calibration through the block, past whoever observes it.
 
     Folds change a group's inputs by what is folded alone, so nothing has to be collected anew after them.
     """
+    request, stream, block, data = here.request, here.stream, here.block, here.data
 
     def keep(_: int, output: Tensor) -> None:
         data.original_outputs.append(output.cpu())
@@ -187,12 +188,12 @@ def _collect(
             with calibrated(block, request.calibration.experts), statistics.recording():
                 stream.run(block, [original], data.kwargs, keep)
             with watching():
-                stream.feed(block, [inputs], data.kwargs, groups)
+                stream.feed(block, [inputs], data.kwargs, here.groups)
     elif data.inputs:
         stream.run(block, data.original, data.kwargs, keep)
         if observers:
             with watching():
-                stream.feed(block, data.inputs, data.kwargs, groups)
+                stream.feed(block, data.inputs, data.kwargs, here.groups)
     else:
         with watching():
             stream.run(block, data.original, data.kwargs, keep)
@@ -204,50 +205,34 @@ def _sample_every(method: MethodConf, data: BlockData) -> int:
     return max(1, sum(batch.shape[0] * batch.shape[1] for batch in data.seen) // method.clip.num_tokens)
 
 
-def _scale(
-    request: QuantizeRequest,
-    stream: BlockStream,
-    block: nn.Module,
-    prefix: str,
-    scaling: BlockScaling | None,
-    statistics: GroupStatistics,
-) -> tuple[dict[str, str], Scales]:
+def _scale(here: _Here, scaling: BlockScaling | None, statistics: GroupStatistics) -> tuple[dict[str, str], Scales]:
     """Fold the scales of slot scale; linear -> what it got, in words, and what is left to be learned, as it starts."""
     if scaling is None:
         return {}, []
     try:
         found = scaling.search(statistics)
     except MethodError as error:
-        raise NumericalError(str(error), layer=prefix) from error
-    words = {name: report.words(request.method.scale) for group, _, report in found for name in group.linears}
+        raise NumericalError(str(error), layer=here.prefix) from error
+    words = {name: report.words(here.request.method.scale) for group, _, report in found for name in group.linears}
     scales = [(group, scale) for group, scale, _ in found]
-    if isinstance(request.method.scale, LearnedScale):
+    if isinstance(here.request.method.scale, LearnedScale):
         return words, scales
-    _fold(block, scales, stream.head_dim, prefix, statistics)
+    _fold(here, scales, statistics)
     return words, []
 
 
-def _fold(block: nn.Module, scales: Scales, head_dim: int, prefix: str, statistics: GroupStatistics) -> None:
+def _fold(here: _Here, scales: Scales, statistics: GroupStatistics) -> None:
     try:
         for group, scale in scales:
-            fold(block, group, scale, head_dim)
+            fold(here.block, group, scale, here.stream.head_dim)
             statistics.rescale(group, scale)
     except MethodError as error:
-        raise NumericalError(str(error), layer=prefix) from error
+        raise NumericalError(str(error), layer=here.prefix) from error
 
 
-def _tune(
-    request: QuantizeRequest,
-    stream: BlockStream,
-    block: nn.Module,
-    groups: Sequence[LinearGroup],
-    prefix: str,
-    data: BlockData,
-    starts: Scales,
-    statistics: GroupStatistics,
-) -> Tuned:
+def _tune(here: _Here, starts: Scales, statistics: GroupStatistics) -> Tuned:
     """Train what slot tune names, and fold the scales that were learned."""
-    tune = request.method.tune
+    request, stream, block, data, tune = here.request, here.stream, here.block, here.data, here.request.method.tune
     if not isinstance(tune, BlockTune):
         return Tuned()
     assert isinstance(request.scheme, UniformScheme)
@@ -255,11 +240,11 @@ def _tune(
     if tune.aug_loss:
         stream.run(block, data.seen, data.kwargs, lambda _, output: own.append(output.cpu()))
     samples = Samples.of(data.seen, data.original_outputs, own)
-    linears = [name for group in groups for name in group.linears]
+    linears = [name for group in here.groups for name in group.linears]
     trained = TunedBlock(block, linears, request.method, request.scheme, starts, stream.head_dim)
-    seed, unsure = seed_of(request.seed, prefix), _seldom_reached(groups, statistics)
-    tuned = train(trained, tune, samples, data.kwargs, seed=seed, where=prefix, seldom_reached=unsure)
-    _fold(block, tuned.scales, stream.head_dim, prefix, statistics)
+    seed, unsure = seed_of(request.seed, here.prefix), _seldom_reached(here.groups, statistics)
+    tuned = train(trained, tune, samples, data.kwargs, seed=seed, where=here.prefix, seldom_reached=unsure)
+    _fold(here, tuned.scales, statistics)
     return tuned
 
 
@@ -272,28 +257,22 @@ def _seldom_reached(groups: Sequence[LinearGroup], statistics: GroupStatistics) 
 
 
 def _quantize_one(
-    request: QuantizeRequest,
-    block: nn.Module,
-    index: int,
-    prefix: str,
-    group: LinearGroup,
-    name: str,
-    statistics: Statistics,
-    before: list[str | None],
+    here: _Here, group: LinearGroup, name: str, statistics: Statistics, before: list[str | None]
 ) -> tuple[LayerReport, dict[str, Tensor]]:
-    began = time.perf_counter()
-    linear = block.get_submodule(name)
+    """before: what was done to the linear until now, in words."""
+    began, request, full_name = time.perf_counter(), here.request, f"{here.prefix}.{name}"
+    linear = here.block.get_submodule(name)
     assert isinstance(linear, nn.Linear)
     weight = linear.weight.detach().float()
     method = _method_of(request.method, group, name)
     try:
-        result = quantize_linear(weight, statistics, method, request.scheme, seed_of(request.seed, f"{prefix}.{name}"))
+        result = quantize_linear(weight, statistics, method, request.scheme, seed_of(request.seed, full_name))
     except MethodError as error:
-        raise NumericalError(str(error), layer=f"{prefix}.{name}") from error
+        raise NumericalError(str(error), layer=full_name) from error
     unchanged = torch.equal(result.dense, weight)  # before the write: weight may be the linear's own storage
     linear.weight.data.copy_(result.dense)
     report = LayerReport(
-        block=index,
+        block=here.index,
         linear=name,
         applied=" ".join(filter(None, (*before, result.outcome.applied))),
         bits=request.scheme.bits,
@@ -312,12 +291,12 @@ def _quantize_one(
     return report, pack(result, layout_of(request.method, request.scheme))
 
 
-def _kept(block: nn.Module, stream: BlockStream, index: int, name: str) -> LayerReport:
+def _kept(here: _Here, name: str) -> LayerReport:
     """Of a linear that keeps its bits, which are those of the files."""
-    parameter = block.get_submodule(name).get_parameter("weight")
-    (stored,) = stream.tensors.read([f"{stream.architecture.blocks}.{index}.{name}.weight"]).values()
+    parameter = here.block.get_submodule(name).get_parameter("weight")
+    (stored,) = here.stream.tensors.read([f"{here.prefix}.{name}.weight"]).values()
     return LayerReport(
-        block=index,
+        block=here.index,
         linear=name,
         applied=KEPT,
         bits=8 * stored.element_size(),
@@ -344,14 +323,15 @@ def _method_of(method: MethodConf, group: LinearGroup, name: str) -> MethodConf:
     return method
 
 
-def _others(stream: BlockStream, block: nn.Module, prefix: str, reports: Sequence[LayerReport]) -> dict[str, Tensor]:
+def _others(here: _Here, reports: Sequence[LayerReport]) -> dict[str, Tensor]:
     """The block's tensors that keep their bits: as stored, or where a fold changed them in the compute dtype."""
+    prefix, tensors = here.prefix, here.stream.tensors
     quantized = {f"{prefix}.{report.linear}.weight" for report in reports if report.applied != KEPT}
-    kept = stream.tensors.read(name for name in stream.tensors.names(f"{prefix}.") if name not in quantized)
-    now = {f"{prefix}.{name}": parameter.detach() for name, parameter in block.named_parameters()}
+    kept = tensors.read(name for name in tensors.names(f"{prefix}.") if name not in quantized)
+    now = {f"{prefix}.{name}": parameter.detach() for name, parameter in here.block.named_parameters()}
     changed = {
         name: now[name].cpu()
         for name, tensor in kept.items()
         if name in now and not torch.equal(now[name].cpu(), tensor.to(now[name].dtype))
     }
-    return {stream.tensors.stored(name): tensor for name, tensor in (kept | changed).items()}
+    return {tensors.stored(name): tensor for name, tensor in (kept | changed).items()}
