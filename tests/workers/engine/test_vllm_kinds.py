@@ -13,7 +13,7 @@ from tests.workers.zoo.minis import mini_ref
 from workers.arch import ARCHITECTURES
 from workers.zoo import MINIS
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(900)]
 pytest.importorskip("vllm._version", reason="no vLLM in this environment")
 
 ROOT = Path(__file__).parents[3]
@@ -25,7 +25,7 @@ MODELS = [name for kind, name in KINDS.items() if kind not in IMAGES]
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     results = tmp_path_factory.mktemp("rows") / "rows.json"
-    command = [sys.executable, "tests/bench/bench_engines.py", "--models", *MODELS, "--windows", "9"]
+    command = [sys.executable, "tests/bench/bench_engines.py", "--models", *MODELS, "--windows", "3"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, "--results", str(results)], cwd=ROOT, env=environment, capture_output=True, text=True
