@@ -571,6 +571,8 @@ class RootConf:
     """What Hydra composes: the fields of a cell, the axes over them, and where it all runs.
 
     axes: override key -> values. exclude: each entry maps override keys to the values that are left out together.
+    settings: each entry maps override keys to values in the same way, and `set` to a list of overrides that hold there;
+    a published recipe and the command line win over them.
     """
 
     name: str = MISSING
@@ -585,5 +587,6 @@ class RootConf:
     seed: int = 0
     axes: dict[str, list[Any]] = field(default_factory=dict)
     exclude: list[dict[str, Any]] = field(default_factory=list)
+    settings: list[dict[str, Any]] = field(default_factory=list)
     cluster: ClusterConf = MISSING
     tracking: TrackingConf = MISSING

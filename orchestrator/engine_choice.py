@@ -33,7 +33,7 @@ CAPABILITIES: dict[str, Capability] = {
     "mixtral": Capability(),
     "deepseek_moe": Capability(),
     "deepseek_v2": Capability(),
-    "mamba": Capability(vllm_cpu="vLLM's CPU build lacks the selective scan that Mamba 1 needs"),
+    "mamba": Capability(),
     "mamba2": Capability(),
     "llava": Capability(),
     "vila": Capability(

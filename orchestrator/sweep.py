@@ -23,6 +23,9 @@ from workers.redaction import Redactor
 NODES = ("model", "method", "scheme", "calibration", "suite", "lane", "numerics", "engine", "seed")
 MAX_COMBINATIONS = 100_000
 
+Rule = dict[str, Any]  # axis key -> value or values, as YAML has them
+Setting = tuple[Rule, dict[str, str]]  # where it holds; override key -> value as written
+
 
 @dataclass(frozen=True)
 class Point:
@@ -92,9 +95,10 @@ def expand(overrides: Sequence[str]) -> Sweep:
         root = nodes.root({key: value for key, value in fixed.items() if _head(key) not in NODES})
         _refuse_credentials([f"tracking.uri={root.tracking.uri}"])
         check_execution(root)
-        _check_exclusions(root.exclude, axes)
+        _check_rules("exclude", root.exclude, axes)
+        settings = _settings(root.settings, axes)
         identity = {key: value for key, value in fixed.items() if _head(key) in NODES}
-        points = tuple(_points(nodes, identity, axes, root.exclude))
+        points = tuple(_points(nodes, identity, axes, root.exclude, settings))
     if not points:
         raise ConfigError("`exclude` leaves no cell of this grid; take a rule away, or exclude=[]")
     return Sweep(root.name, points, root.cluster, root.tracking)
@@ -121,24 +125,32 @@ def _axes(root: RootConf, given: dict[str, Choice]) -> dict[str, tuple[str, ...]
 
 
 def _points(
-    nodes: _Nodes, fixed: dict[str, str], axes: dict[str, tuple[str, ...]], exclude: list[dict[str, Any]]
+    nodes: _Nodes,
+    fixed: dict[str, str],
+    axes: dict[str, tuple[str, ...]],
+    exclude: list[Rule],
+    settings: list[Setting],
 ) -> Iterator[Point]:
     seen: set[tuple[int, ...]] = set()
     for combination in itertools.product(*axes.values()):
         assignment = dict(zip(axes, combination, strict=True))
-        if any(_excluded(assignment, rule) for rule in exclude):
+        if any(_is_meant(assignment, rule) for rule in exclude):
             continue
-        point = _point(nodes, fixed, assignment)
+        set_there: dict[str, str] = {}
+        for rule, overrides in settings:
+            set_there |= overrides if _is_meant(assignment, rule) else {}
+        point = _point(nodes, fixed, assignment, set_there)
         identity = tuple(id(getattr(point.config, node)) for node in NODES)
         if identity not in seen:
             seen.add(identity)
             yield point
 
 
-def _point(nodes: _Nodes, fixed: dict[str, str], assignment: dict[str, str]) -> Point:
+def _point(nodes: _Nodes, fixed: dict[str, str], assignment: dict[str, str], set_there: dict[str, str]) -> Point:
     overrides = {k: assignment.get(k, fixed.get(k, "")) for k in sorted({*fixed, *assignment}, key=_composition_order)}
     if nodes.get("lane", overrides).published:
         overrides = _merged(_recipe(nodes.get("method", overrides), overrides.get("scheme.bits")), overrides)
+    overrides = set_there | overrides
     overrides = nodes.with_scheme(overrides)
     if isinstance(nodes.get("scheme", {"scheme": overrides["scheme"]} if "scheme" in overrides else {}), FloatScheme):
         # a 16-bit baseline has no grid: axes over bits and groups collapse on it
@@ -169,7 +181,8 @@ def _composition_order(key: str) -> tuple[int, str]:
     return ("." in key.split("@")[0], key)
 
 
-def _excluded(assignment: dict[str, str], rule: dict[str, Any]) -> bool:
+def _is_meant(assignment: dict[str, str], rule: Rule) -> bool:
+    """Whether a rule's values are all those of this point; without any it means nothing."""
     if not rule:
         return False
     for key, values in rule.items():
@@ -179,14 +192,34 @@ def _excluded(assignment: dict[str, str], rule: dict[str, Any]) -> bool:
     return True
 
 
-def _check_exclusions(exclude: list[dict[str, Any]], axes: dict[str, tuple[str, ...]]) -> None:
-    for rule in exclude:
+def _check_rules(name: str, rules: list[Rule], axes: dict[str, tuple[str, ...]]) -> None:
+    for rule in rules:
         for key in rule:
             axis = register.canonical_key(key)
             if axis not in axes:
-                raise ConfigError(f"exclude: `{key}` is not an axis here; the axes are {', '.join(axes)}")
+                raise ConfigError(f"{name}: `{key}` is not an axis here; the axes are {', '.join(axes)}")
             for value in rule[key] if isinstance(rule[key], list) else [rule[key]]:
                 register.check_option(axis, _written(value))
+
+
+def _settings(entries: list[Rule], axes: dict[str, tuple[str, ...]]) -> list[Setting]:
+    """Where each entry holds, and what it sets there."""
+    found = []
+    for entry in entries:
+        rule = {key: value for key, value in entry.items() if key != "set"}
+        written = entry.get("set")
+        if not rule or not isinstance(written, list) or not all(isinstance(text, str) for text in written):
+            raise ConfigError(
+                f"settings: {entry}: an entry says where it holds and what it sets there, as in "
+                "{method: omniquant, set: [method.tune.epochs=2]}"
+            )
+        choices = register.parse(written)
+        for choice in choices:
+            if choice.is_axis or _head(choice.key) not in NODES:
+                raise ConfigError(f"settings: `{choice.key}`: one value of a key that identifies a cell is needed")
+        found.append((rule, {choice.key: choice.values[0] for choice in choices}))
+    _check_rules("settings", [rule for rule, _ in found], axes)
+    return found
 
 
 def _refuse_credentials(texts: Sequence[str]) -> None:

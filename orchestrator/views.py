@@ -14,6 +14,7 @@ from rich.text import Text
 from orchestrator import results
 from orchestrator.averages import listed
 from orchestrator.cell import Cell, CellStatus
+from orchestrator.effort import effort
 from orchestrator.history import history, last_failure
 from orchestrator.listing import print_listing, shows_every_row
 from orchestrator.next_step import NEXT_STEPS, resubmit_command
@@ -50,6 +51,7 @@ def write_views(
         "storage": str(storage.root),
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
     }
+    facts |= effort(cells)
     facts |= {f"average {name}": f"of {of}" for cell in cells for name, of in listed(cell.config.suite.averages)}
     attempts = attempts_table(cells, states)
     with results.writable(directory):
@@ -190,6 +192,8 @@ def _print_unnamed(console: Console, cells: list[Cell], indent: str) -> None:
 
 def _print_cells(console: Console, cells: list[Cell], states: dict[str, CellState]) -> None:
     """A line per cell; on a terminal, one per model and method where there would be too many to read."""
+    for name, words in effort(cells).items():
+        console.print(f"{name}: {words}", markup=False, highlight=False)
     colours = {status.value: colour for status, colour in COLOURS.items()}
     if shows_every_row(console, len(cells)):
         names = _metric_names(states)

@@ -27,6 +27,7 @@ from workers.failures import is_disk_full
 from workers.layout import checkpoint_directory, partial_directory
 from workers.methods.registry import follows_original, follows_quantized, is_baseline, needs, shares_statistics
 from workers.model_files import load_tokenizer, local_directory
+from workers.models.selective_scan import linear_scan
 from workers.packing import layout_of
 from workers.process import peak_memory_gib, reset_peak_memory, return_freed_memory, versions
 from workers.rotation import Rotation
@@ -87,6 +88,7 @@ def quantize(request: QuantizeRequest) -> Manifest | None:
     return manifest
 
 
+@linear_scan()  # the library's takes three times as long on a CPU, and trains in quadratic time
 def _make(request: QuantizeRequest, unfinished: Path) -> Manifest:
     started = time.perf_counter()
     source = local_directory(request.model)

@@ -42,10 +42,12 @@ def test_head_sizes_do_not_matter_on_a_gpu_or_without_attention() -> None:
     assert choose(architecture="mamba2", head_dim=None).engine == "vllm"
 
 
-def test_mamba_needs_a_gpu_for_vllm() -> None:
-    choice = choose(architecture="mamba", head_dim=None)
-    assert choice.engine == "transformers" and "selective scan" in choice.reason
-    assert choose(architecture="mamba", head_dim=None, device="cuda").engine == "vllm"
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_language_model_of_the_paper_is_scored_by_vllm(device: str, dtype: str) -> None:
+    heads = {"llama": 128, "mixtral": 128, "deepseek_moe": 128, "mamba": None, "llava": 128}
+    for architecture, head_dim in heads.items():
+        assert choose(architecture=architecture, head_dim=head_dim, dtype=dtype, device=device).engine == "vllm"
 
 
 def test_images_are_shown_by_transformers_to_models_that_see() -> None:

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from conf import register
 from conf.errors import ConfigError
-from conf.schema import CellConf, FloatScheme, RootConf
+from conf.schema import BlockTune, CellConf, FloatScheme, RootConf
 from orchestrator.sweep import NODES, Sweep, expand
 
 pytestmark = pytest.mark.usefixtures("quick_composition")
@@ -235,6 +235,49 @@ def test_null_and_booleans_can_be_excluded() -> None:
     ]
 
 
+# --- settings --------------------------------------------------------------------------------------------------------
+
+SHORT = "{method:[omniquant,lrquant],set:['method.tune.epochs=2']}"
+
+
+def epochs(written: list[str]) -> dict[str, int]:
+    points = expand(["experiment=smoke", "method=rtn,omniquant,autoround", "bits=2", *written]).points
+    methods = [point.config.method for point in points]
+    return {m.name: m.tune.epochs for m in methods if isinstance(m.tune, BlockTune)}
+
+
+def test_what_is_set_holds_where_it_says_and_nowhere_else() -> None:
+    assert epochs([f"settings=[{SHORT}]"]) == {"omniquant": 2, "autoround": 0}
+    assert epochs(["settings=[]"]) == {"omniquant": 20, "autoround": 0}
+
+
+def test_a_later_setting_and_the_command_line_win() -> None:
+    later = "{bits:2,method:omniquant,set:['method.tune.epochs=3','seed=4']}"
+    assert epochs([f"settings=[{SHORT},{later}]"])["omniquant"] == 3
+    assert epochs([f"settings=[{later},{SHORT}]"])["omniquant"] == 2
+    only = ["experiment=smoke", "method=omniquant", "method.tune.epochs=7", f"settings=[{SHORT}]"]
+    assert [point.config.method.tune.epochs for point in expand(only).points] == [7]  # type: ignore[attr-defined]
+
+
+def test_a_published_recipe_wins_over_a_setting() -> None:
+    line = ["experiment=smoke", "method=omniquant", "bits=2", "lane=unified,published", f"settings=[{SHORT}]"]
+    seen = {point.config.lane.name: point.config.method.tune for point in expand(line).points}
+    assert {lane: tune.epochs for lane, tune in seen.items() if isinstance(tune, BlockTune)} == {
+        "unified": 2,
+        "published": 40,
+    }
+
+
+def test_a_setting_may_choose_the_scheme_s_values_for_one_method_on_one_axis() -> None:
+    groups = "settings=[{method:[none,hqq],set:['group_size=16']}]"
+    line = ["experiment=smoke", "method=none,hqq,rtn", "bits=2,3", groups]
+    assert {(p.config.method.name, p.config.scheme.group_size) for p in expand(line).points} == {
+        ("none", None),
+        ("hqq", 16),
+        ("rtn", None),
+    }
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -245,6 +288,11 @@ def test_null_and_booleans_can_be_excluded() -> None:
         (["cluster.storage=a,b"], "`cluster.storage` cannot be an axis: only model, method"),
         (["name=a,b"], "`name` cannot be an axis"),
         (["exclude=[{method:[none,rtn,gptq]}]"], "leaves no cell"),
+        (["settings=[{set:['seed=1']}]"], "an entry says where it holds and what it sets there"),
+        (["settings=[{method:rtn,set:'seed=1'}]"], "an entry says where it holds and what it sets there"),
+        (["settings=[{method:rtn,set:['seed=1,2']}]"], "settings: `seed`: one value"),
+        (["settings=[{method:rtn,set:['name=x']}]"], "settings: `name`: one value of a key that identifies a cell"),
+        (["settings=[{methd:rtn,set:['seed=1']}]"], "settings: `methd` is not an axis here"),
         (["exclude=[{methd:rtn}]"], "exclude: `methd` is not an axis here; the axes are method, scheme.bits"),
         (["cluster.storage=s3://bucket/x"], "not a URL"),
         (["cluster.nodes=[]"], "at least one node"),

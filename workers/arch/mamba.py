@@ -10,7 +10,7 @@ from workers.arch.architecture import Architecture, BlockKind, LinearGroup
 
 MAMBA = Architecture(
     name="mamba",
-    recipe=1,
+    recipe=2,
     attention=None,
     embedding="backbone.embeddings",
     rotary=None,

@@ -30,7 +30,7 @@ class _Scan(torch.autograd.Function):
         starts, outputs = [], []
         for drive_, delta_, B_, C_ in zip(*(x.split(CHUNK) for x in (drive, delta, B, C)), strict=True):
             starts.append(start)
-            _, states = _chunk_states(drive_, delta_, A, B_, start)
+            _, states = chunk_states(drive_, delta_, A, B_, start)
             outputs.append((states @ C_[..., None]).squeeze(-1))
             start = states[-1].clone()  # not a view, which would keep the whole chunk
         ctx.save_for_backward(drive, delta, A, B, C, torch.stack(starts))
@@ -44,7 +44,7 @@ class _Scan(torch.autograd.Function):
         parts = []
         chunks = list(zip(*(x.split(CHUNK) for x in (drive, delta, B, C, gradients[0])), starts, strict=True))
         for drive_, delta_, B_, C_, grad_y, start in reversed(chunks):
-            decay, states = _chunk_states(drive_, delta_, A, B_, start)
+            decay, states = chunk_states(drive_, delta_, A, B_, start)
             grad = grad_y[..., None] * C_[:, :, None, :]
             grad[-1] += carry
             for t in range(len(grad) - 2, -1, -1):
@@ -62,7 +62,7 @@ class _Scan(torch.autograd.Function):
         return grad_drive, grad_delta, grad_A, grad_B, grad_C
 
 
-def _chunk_states(drive: Tensor, delta: Tensor, A: Tensor, B: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+def chunk_states(drive: Tensor, delta: Tensor, A: Tensor, B: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     """Decays exp(delta A) and states, [chunk, batch, channels, states] each; start: the state before the chunk."""
     decay = (delta[..., None] * A).exp_()
     states = drive[..., None] * B[:, :, None, :]

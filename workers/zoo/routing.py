@@ -37,15 +37,19 @@ def recorded(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
 def balance_loss(model: nn.Module, logits: dict[str, list[Tensor]]) -> Tensor:
     """Load-balancing loss of Switch Transformer (Fedus et al. 2022, equations 4 to 6), per choice of a token.
 
-    logits: what `recorded` collected over one forward pass. Scalar: 1 when all experts get as much as each other,
-    up to experts / top_k when the same few get everything; 0 for a dense model.
+    logits: what `recorded` collected over one forward pass. Scalar, the mean over the routers: 1 when all experts get
+    as much as each other, up to experts / top_k when the same few get everything; 0 for a dense model. Each router is
+    counted by itself: given all of them, the library adds up experts of one number, so that one which a block never
+    uses is made up for in another block.
     """
     if not logits:
         return torch.zeros(())
     router = next(iter(routers(model).values()))
-    flat: Any = tuple(torch.cat(parts).float() for parts in logits.values())
-    loss: Any = load_balancing_loss_func(flat, len(router.weight), router.top_k)
-    return torch.as_tensor(loss / router.top_k)
+    losses: list[Any] = [
+        load_balancing_loss_func((torch.cat(parts).float(),), len(router.weight), router.top_k)
+        for parts in logits.values()
+    ]
+    return torch.stack(losses).mean() / router.top_k
 
 
 @torch.no_grad()

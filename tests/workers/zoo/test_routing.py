@@ -42,6 +42,14 @@ def test_the_balance_loss_is_one_when_even_and_largest_when_the_same_experts_get
     assert balance_loss(model, {"gate": [collapsed]}) == pytest.approx(num_experts / top_k, rel=1e-4)
 
 
+def test_one_block_does_not_make_up_for_another() -> None:
+    """Two routers that send everything to different experts: even in sum, and as uneven as can be."""
+    model = made("mini_mixtral")
+    choices = [torch.isin(torch.arange(8), torch.tensor(chosen)) for chosen in ([0, 1], [2, 3], [4, 5], [6, 7])]
+    logits = {f"gate {i}": [choice.float().repeat(50, 1) * 100] for i, choice in enumerate(choices)}
+    assert balance_loss(model, logits) == pytest.approx(8 / 2, rel=1e-4)
+
+
 def test_the_balance_loss_reaches_every_router() -> None:
     model = made("mini_deepseek_moe")
     with recorded(model) as logits:

@@ -1,0 +1,90 @@
+"""Mamba 1 where vLLM was built without its operators: the CPU build of vLLM 0.32.
+
+It has no selective scan, which reads prompts; its step for one more token takes the shapes of Mamba 2 alone, though a
+wrapper beside it gives them; and it packs convolutions in bfloat16 into what the block cannot read. Where the scan is
+there (a GPU, a later version), nothing is replaced. Gu and Dao 2023 (arXiv 2312.00752), equations 2.
+"""
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm import _custom_ops
+from vllm.model_executor.layers.mamba import mamba_mixer
+from vllm.model_executor.layers.mamba.ops.cpu.mamba_ssm import selective_state_update
+
+from workers.models.selective_scan import CHUNK, chunk_states
+
+
+def supply_operators() -> None:
+    """Give vLLM's Mamba blocks what this build lacks, in this process; may be called again."""
+    if hasattr(torch.ops._C, "selective_scan_fwd"):
+        return
+    mamba_mixer.selective_scan_fn = selective_scan
+    mamba_mixer.selective_state_update = _next_states
+    vars(_custom_ops).pop("causal_conv1d_weight_pack", None)  # vLLM asks whether it is there, and goes without
+
+
+def _next_states(
+    state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor, **options: Any
+) -> None:
+    """vLLM's step for one more token of each sequence; its names and order."""
+    selective_state_update(state, x, dt, A, B, C, D=D, dt_bias=dt_bias, **options)
+
+
+def selective_scan(
+    u: Tensor,
+    ssm_states: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor,
+    delta_bias: Tensor,
+    delta_softplus: bool,
+    query_start_loc: Tensor,
+    cache_indices: Tensor,
+    has_initial_state: Tensor,
+    **unused: Any,
+) -> Tensor:
+    """SiLU(z) (scan(u, softplus(delta + bias), A, B, C) + D u) of sequences that lie one after the other.
+
+    u, delta, z: [channels, tokens]; B, C: [states, tokens]; A: [channels, states] and D, delta_bias: [channels], all
+    float32; query_start_loc: [sequences + 1] int, where each begins. ssm_states [slots, channels, states]: those at
+    cache_indices [sequences] are what a sequence begins with where has_initial_state [sequences], and get what it ends
+    with. Computed in float32, sequences of one length together. The names are vLLM's.
+    """
+    assert delta_softplus, "vLLM's Mamba always asks for softplus"
+    step = torch.nn.functional.softplus(delta.float() + delta_bias[:, None])
+    times = [part.float().T for part in (step * u, step, B, C)]
+    scanned = torch.empty_like(times[0])
+    starts = torch.where(has_initial_state[:, None, None], ssm_states[cache_indices].float(), 0.0)
+    for length, rows in _by_length(query_start_loc).items():
+        tokens = query_start_loc[rows] + torch.arange(length)[:, None]
+        outputs, ends = _scan([part[tokens] for part in times], A, starts[rows])
+        scanned[tokens] = outputs
+        ssm_states[cache_indices[rows]] = ends.to(ssm_states.dtype)
+    gate = torch.nn.functional.silu(z.float())
+    return ((scanned.T + D[:, None] * u) * gate).to(u.dtype)
+
+
+def _by_length(query_start_loc: Tensor) -> dict[int, list[int]]:
+    rows = defaultdict(list)
+    for row, length in enumerate(query_start_loc.diff().tolist()):
+        rows[length].append(row)
+    return rows
+
+
+def _scan(times: list[Tensor], A: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs [length, sequences, channels] and the last states [sequences, channels, states].
+
+    times: drive, delta [length, sequences, channels], B, C [length, sequences, states].
+    """
+    outputs = []
+    for drive, delta, B, C in zip(*(part.split(CHUNK) for part in times), strict=True):
+        _, states = chunk_states(drive, delta, A, B, start)
+        outputs.append((states @ C[..., None]).squeeze(-1))
+        start = states[-1].clone()  # not a view, which would keep the whole chunk
+    return torch.cat(outputs), start
