@@ -8,16 +8,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoProcessor, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from workers.errors import BadInputError
-from workers.evaluator import IMAGE_MARK, ImagePrompt
+from workers.evaluator import IMAGE_MARK, ImagePrompt, read_config, sees_images
+from workers.models import register
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
+def load_model(directory: Path, dtype: torch.dtype, **kwargs: Any) -> Any:
+    """A checkpoint's model on the host. kwargs: of Transformers' from_pretrained.
+
+    Transformers fills a tensor it does not find with random numbers and warns; here that is a BadInputError.
+    """
+    register()
+    model_class = AutoModelForImageTextToText if sees_images(read_config(directory)) else AutoModelForCausalLM
+    loaded: Any = model_class.from_pretrained(
+        directory, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True, **kwargs
+    )
+    model, info = loaded
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise BadInputError(f"{directory}: {len(missing)} tensors are missing, first `{missing[0]}`; copy it again")
+    model.generation_config = GenerationConfig()  # a checkpoint's own may sample or penalise repetition
+    return model.eval()
+
+
 def load_processor(directory: Path) -> Any:
     """The processor of a vision-language checkpoint. Raises BadInputError naming what is missing and what to do."""
+    if not sees_images(read_config(directory)):
+        raise BadInputError(f"{directory}: a language model, it sees no images; leave out the tasks about images")
+    register()
     if not any((directory / name).is_file() for name in PROCESSOR_FILES):
         raise BadInputError(
             f"{directory}: no {' or '.join(PROCESSOR_FILES)}, so images cannot be prepared; copy the model's processor "

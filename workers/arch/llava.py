@@ -8,7 +8,7 @@ from workers.arch.parts import ATTENTION, swiglu
 
 LLAVA = Architecture(
     name="llava",
-    recipe=1,
+    recipe=2,
     model_class="AutoModelForImageTextToText",
     embedding="model.language_model.embed_tokens",
     rotary="model.language_model.rotary_emb",
@@ -16,6 +16,7 @@ LLAVA = Architecture(
     final_norm="model.language_model.norm",
     head="lm_head",
     kinds=(BlockKind((*ATTENTION, *swiglu("mlp"))),),
+    writers=("model.multi_modal_projector.linear_2",),
     renamed=(
         (r"^language_model\.lm_head\.", "lm_head."),
         (r"^language_model\.model\.", "model.language_model."),
