@@ -17,12 +17,14 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from workers.zoo import corpus
+from workers.zoo.images.scenes import SEEDS
+from workers.zoo.images.windows import WindowMaker
 from workers.zoo.recipes import Recipe
 from workers.zoo.routing import tokens_per_expert
 from workers.zoo.score import perplexity, rounded, whole_windows
 from workers.zoo.tasks.generate import ContinuationItem, LastWordItem, continuation_items, last_word_items
-from workers.zoo.tokenizer import END_OF_TEXT, save_tokenizer, train_tokenizer
-from workers.zoo.train import TrainRecipe, train
+from workers.zoo.tokenizer import END_OF_TEXT, fast_tokenizer, train_tokenizer
+from workers.zoo.train import SEQUENCE_LENGTH, TrainRecipe, steps, train
 
 TEXTS = "mini_llama"  # the folder with the texts of all models
 CONTEXT = 512
@@ -62,11 +64,17 @@ def build(directory: Path, name: str, recipe: Recipe) -> Figures:
     write_texts(directory, parts)
     tokenizer = train_tokenizer(parts.train)
     (directory / name).mkdir(parents=True, exist_ok=True)
-    save_tokenizer(tokenizer, directory / name, CONTEXT)
     stream = training_stream(tokenizer, parts.train)
+    if recipe.processor is None:
+        windows = None
+        fast_tokenizer(tokenizer, CONTEXT).save_pretrained(directory / name)
+    else:
+        processor = recipe.processor(tokenizer, CONTEXT)
+        windows = WindowMaker(processor, SEEDS["train"], SEQUENCE_LENGTH)
+        processor.save_pretrained(directory / name)
 
     start = time.perf_counter()
-    model = train(recipe.make, stream, recipe.train, _print_progress)
+    model = train(recipe.make, steps(stream, recipe.train, windows), recipe.train, _print_progress)
     seconds = time.perf_counter() - start
     model.bfloat16().save_pretrained(directory / name)
 
