@@ -91,6 +91,55 @@ def test_without_a_template_of_its_own_a_turn_is_vicuna_s(loaded: Loaded) -> Non
     assert turns == "USER: <image>\nWhy? ASSISTANT: So.</s> USER: <image>\nWhy? ASSISTANT:"
 
 
+def test_what_the_public_code_writes_into_config_json_is_read(directory: Path, tmp_path: Path) -> None:
+    """Keys of its configuration class, and in each part what Transformers 4.36 wrote of any model."""
+    config = json.loads((directory / "config.json").read_text())
+    of_any = {
+        "_name_or_path": "./vlm",
+        "add_cross_attention": False,
+        "bad_words_ids": None,
+        "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
+        "label2id": {"LABEL_0": 0, "LABEL_1": 1},
+        "length_penalty": 1.0,
+        "max_length": 20,
+        "output_attentions": False,
+        "pruned_heads": {},
+        "return_dict": True,
+        "tie_encoder_decoder": False,
+        "torchscript": False,
+        "torch_dtype": "bfloat16",
+        "use_bfloat16": False,
+    }
+    of_llama = {"model_max_length": 4096, "rope_scaling": None, "rope_theta": 10000.0, "pad_token_id": 0}
+    config["llm_cfg"] |= of_any | of_llama | {"architectures": ["LlamaForCausalLM"]}
+    config["vision_tower_cfg"] |= of_any | {"architectures": ["SiglipVisionModel"]}
+    config["mm_projector_cfg"] |= of_any | {"architectures": ["MultimodalProjector"], "model_type": "v2l_projector"}
+    config |= {
+        "_name_or_path": "./vlm",
+        "drop_path_rate": 0.0,
+        "hidden_size": 32,
+        "image_aspect_ratio": "resize",
+        "interpolate_mode": "linear",
+        "mm_hidden_size": 16,
+        "mm_projector_lr": None,
+        "mm_use_im_patch_token": False,
+        "mm_use_im_start_end": False,
+        "model_dtype": "torch.bfloat16",
+        "num_video_frames": 8,
+        "resume_path": "./vlm",
+        "s2": False,
+        "s2_max_split_size": 336,
+        "s2_scales": "336,672,1008",
+        "transformers_version": "4.36.2",
+        "tune_language_model": True,
+        "vision_resolution": -1,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    read = load_config(ModelRef("m", "m", "vila", "f"), tmp_path)
+    assert read.get_text_config().num_hidden_layers == 2
+    assert (read.vision_config.hidden_size, read.image_seq_length, read.vision_feature_layer) == (16, PLACES, -2)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
