@@ -1,11 +1,14 @@
 """Prompts with images as a language model's first block gets them, for an engine that runs its blocks alone."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig
+from transformers.utils import logging
 
 from workers.evaluator import ImagePrompt
 from workers.transformers_images import encoded, load_model, load_processor
@@ -19,7 +22,8 @@ class ImageEmbeddings:
         self.processor = load_processor(directory)
         config = AutoConfig.from_pretrained(directory)
         config.get_text_config().num_hidden_layers = 0
-        self._model: Any = load_model(directory, dtype, config=config).to(device)
+        with _without_warnings():  # of the blocks' weights, for which this model has no place
+            self._model: Any = load_model(directory, dtype, config=config).to(device)
 
     @torch.inference_mode()
     def of(self, prompt: ImagePrompt) -> Tensor:
@@ -32,3 +36,14 @@ class ImageEmbeddings:
             embeddings[inputs["input_ids"] == model.config.image_token_id] = torch.cat(features).to(embeddings.dtype)
         host: Tensor = embeddings[0].cpu()
         return host
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Within it Transformers logs errors alone."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)

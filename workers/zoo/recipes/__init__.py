@@ -6,7 +6,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from workers.zoo.recipes import mini_deepseek_moe, mini_llama, mini_llava, mini_mamba, mini_mixtral
+from workers.zoo.recipes import mini_deepseek_moe, mini_llama, mini_llava, mini_mamba, mini_mixtral, mini_vila
 from workers.zoo.train import TrainRecipe
 
 
@@ -28,4 +28,5 @@ RECIPES: dict[str, Recipe] = {
     "mini_deepseek_moe": Recipe(mini_deepseek_moe.make, mini_deepseek_moe.TRAIN),
     "mini_mamba": Recipe(mini_mamba.make, mini_mamba.TRAIN),
     "mini_llava": Recipe(mini_llava.make, mini_llava.TRAIN, mini_llava.processor),
+    "mini_vila": Recipe(mini_vila.make, mini_vila.TRAIN, mini_vila.processor),
 }

@@ -29,9 +29,9 @@ CHAT_TEMPLATE = (
 TRAIN = TrainRecipe(num_steps=1500, batch_size=4, image_batch_size=4, products="float32")
 
 
-def make() -> LlavaForConditionalGeneration:
-    """The model with random weights."""
-    text = LlamaConfig(
+def language() -> LlamaConfig:
+    """The language model, one token wider than the tokenizer: what stands for images is no text."""
+    return LlamaConfig(
         vocab_size=VOCAB_SIZE + 1,
         hidden_size=128,
         intermediate_size=384,
@@ -44,6 +44,10 @@ def make() -> LlavaForConditionalGeneration:
         bos_token_id=0,
         eos_token_id=0,
     )
+
+
+def make() -> LlavaForConditionalGeneration:
+    """The model with random weights."""
     vision = CLIPVisionConfig(
         hidden_size=128,
         intermediate_size=448,
@@ -55,7 +59,7 @@ def make() -> LlavaForConditionalGeneration:
     return LlavaForConditionalGeneration(
         LlavaConfig(
             vision_config=vision,
-            text_config=text,
+            text_config=language(),
             image_token_index=VOCAB_SIZE,
             image_seq_length=(SIZE // PATCH_SIZE) ** 2,
             vision_feature_layer=-1,
