@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent
 MINIS = ("mini_llama",)
-FOLDERS = (*MINIS, "tasks")
+FOLDERS = (*MINIS, "tasks", "mini_images")
 
 
 def zoo_names() -> list[str]:

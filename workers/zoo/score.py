@@ -1,16 +1,24 @@
-"""Perplexity of a text, scored as one token stream cut into windows, at 16 bits and rounded."""
+"""Perplexity of a text, scored as one token stream cut into windows, and answers about images; 16 bits and rounded."""
 
 import math
+import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from conf.schema import MinmaxClip, UniformScheme
+from workers.evaluator import IMAGE_MARK, ImagePrompt
+from workers.image_questions import MAX_NEW_TOKENS
+from workers.image_scores import exact_match
 from workers.methods.clip.minmax import fit_grid
 from workers.models.selective_scan import linear_scan
+from workers.transformers_images import answer
+from workers.zoo.images.folder import NUM_IMAGES, asked
+from workers.zoo.images.scenes import SEEDS, draw, scene
 from workers.zoo.train import SEQUENCE_LENGTH, Batch, matrices, next_token_loss
 
 BATCH_SIZE = 16
@@ -36,6 +44,17 @@ def whole_windows(tokens: Tensor) -> Tensor:
     if num_windows == 0:
         raise ValueError(f"{len(tokens)} tokens hold no window of {SEQUENCE_LENGTH}; give a longer text")
     return tokens[: num_windows * SEQUENCE_LENGTH].view(num_windows, SEQUENCE_LENGTH)
+
+
+def share_answered(model: Any, processor: Any, seed: str) -> float:
+    """The share of the one-word questions about NUM_IMAGES scenes of a named seed that a model answers exactly."""
+    right = []
+    for index in range(NUM_IMAGES):
+        image = Image.fromarray(draw(scene(SEEDS[seed], index)))
+        for question in asked(SEEDS[seed], index):
+            prompt = ImagePrompt(f"{IMAGE_MARK}\n{question.text}", (image,))
+            right.append(exact_match(answer(model, processor, prompt, MAX_NEW_TOKENS), [question.answer]))
+    return statistics.fmean(right)
 
 
 def block_matrices(model: Any) -> list[Tensor]:

@@ -27,12 +27,13 @@ class TrainRecipe:
 
     head_rate: of the head and of whatever is neither a block's matrix, the embedding nor a norm. balance: how much the
     load of the experts counts beside the loss in nats. products: dtype of the matrix products; everything else is
-    float32. image_batch_size: windows with images in a step, beside batch_size windows of text; image_share: how much
-    their answers count, of 1.
+    float32. sight_steps: how long tower and projector learn to see before. image_batch_size: windows with images in a
+    step, beside batch_size windows of text; image_share: how much their answers count, of 1.
     """
 
     num_steps: int = 900
     batch_size: int = 16
+    sight_steps: int = 0
     image_batch_size: int = 0
     image_share: float = 0.5
     seed: int = 0
@@ -70,11 +71,18 @@ def next_token_loss(model: Any, batch: Batch) -> Tensor:
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels, ignore_index=NOT_LEARNED)
 
 
-def schedule(step: int, recipe: TrainRecipe) -> float:
+def schedule(step: int, num_steps: int, recipe: TrainRecipe) -> float:
     """Share of the peak rate at `step` (0-based): linear warm-up, plateau, linear decay to nearly zero."""
-    warmup = max(1, round(recipe.warmup_share * recipe.num_steps))
-    decay = max(1, round(recipe.decay_share * recipe.num_steps))
-    return min(1.0, (step + 1) / warmup, (recipe.num_steps - step) / decay)
+    warmup = max(1, round(recipe.warmup_share * num_steps))
+    decay = max(1, round(recipe.decay_share * num_steps))
+    return min(1.0, (step + 1) / warmup, (num_steps - step) / decay)
+
+
+def set_rates(optims: Iterable[torch.optim.Optimizer], share: float) -> None:
+    """Set every rate to a share of what it was made with."""
+    for optim in optims:
+        for group in optim.param_groups:
+            group["lr"] = share * group.setdefault("initial_lr", group["lr"])
 
 
 def steps(tokens: Tensor, recipe: TrainRecipe, windows: WindowMaker | None = None) -> Iterator[list[Batch]]:
@@ -148,12 +156,9 @@ def train(
     model = make()
     model.train()
     optims = optimizers(model, recipe)
-    peaks = [[group["lr"] for group in optim.param_groups] for optim in optims]
     bfloat16 = recipe.products == "bfloat16"
     for step, parts in enumerate(itertools.islice(batches, recipe.num_steps)):
-        for optim, rates in zip(optims, peaks, strict=True):
-            for group, peak in zip(optim.param_groups, rates, strict=True):
-                group["lr"] = peak * schedule(step, recipe)
+        set_rates(optims, schedule(step, recipe.num_steps, recipe))
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16), linear_scan(), recorded(model) as logits:
             loss = torch.stack([part.share * next_token_loss(model, part) for part in parts]).sum()
         (loss + recipe.balance * balance_loss(model, logits)).backward()

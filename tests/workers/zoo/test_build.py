@@ -198,7 +198,7 @@ def test_a_step_of_a_model_that_sees_is_text_and_answers_about_new_images() -> N
 
 
 def test_the_rate_rises_holds_and_falls() -> None:
-    shares = [schedule(step, replace(RECIPE, num_steps=100)) for step in range(100)]
+    shares = [schedule(step, 100, RECIPE) for step in range(100)]
     peak = shares.index(1.0)
     assert shares[:peak] == sorted(shares[:peak])
     assert shares[peak:] == sorted(shares[peak:], reverse=True)

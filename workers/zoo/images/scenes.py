@@ -22,7 +22,7 @@ MAX_OFFSET = 1
 MAX_TINT = 15  # a channel of a colour differs by so much from shape to shape
 BACKGROUND = (30, 110)  # levels of grey
 
-SEEDS = {"train": 0, "calibration": 1, "development": 2, "held_out": 3}
+SEEDS = {"train": 0, "calibration": 1, "development": 2, "held_out": 3, "sight": 4}
 
 Pixels = npt.NDArray[np.uint8]  # [SIZE, SIZE, 3], RGB
 

@@ -26,7 +26,16 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
 )
 
-TRAIN = TrainRecipe(num_steps=1500, batch_size=4, image_batch_size=4, products="float32")
+TRAIN = TrainRecipe(
+    num_steps=1600,
+    batch_size=4,
+    sight_steps=200,
+    image_batch_size=4,
+    hidden_rate=0.01,
+    embedding_rate=5e-3,
+    head_rate=2e-3,
+    products="float32",
+)
 
 
 def language() -> LlamaConfig:
