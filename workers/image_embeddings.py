@@ -15,7 +15,7 @@ from workers.transformers_images import encoded, load_model, load_processor
 
 
 class ImageEmbeddings:
-    """Tower, projector and embedding of a checkpoint in Transformers; a method may have turned the last two."""
+    """Tower, projector and embedding of a checkpoint in Transformers; a rotation may have turned the last two."""
 
     def __init__(self, directory: Path, dtype: torch.dtype, device: torch.device) -> None:
         """Raises BadInputError when the checkpoint sees no images or its processor is missing."""

@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 
 from workers.errors import BadInputError
 from workers.evaluator import IMAGE_MARK, ImagePrompt, read_config, sees_images
+from workers.export import ordinary
+from workers.model_parts import folders
 from workers.models import register
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
@@ -24,9 +26,10 @@ def load_model(directory: Path, dtype: torch.dtype, **kwargs: Any) -> Any:
     """
     register()
     model_class = AutoModelForImageTextToText if sees_images(read_config(directory)) else AutoModelForCausalLM
-    loaded: Any = model_class.from_pretrained(
-        directory, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True, **kwargs
-    )
+    with ordinary(directory) as whole:
+        loaded: Any = model_class.from_pretrained(
+            whole, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True, **kwargs
+        )
     model, info = loaded
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
@@ -40,13 +43,14 @@ def load_processor(directory: Path) -> Any:
     if not sees_images(read_config(directory)):
         raise BadInputError(f"{directory}: a language model, it sees no images; leave out the tasks about images")
     register()
-    if not any((directory / name).is_file() for name in PROCESSOR_FILES):
+    if not any((folder / name).is_file() for folder in folders(directory) for name in PROCESSOR_FILES):
         raise BadInputError(
             f"{directory}: no {' or '.join(PROCESSOR_FILES)}, so images cannot be prepared; copy the model's processor "
             "there: AutoProcessor.from_pretrained(<hub id>).save_pretrained(<directory>)"
         )
     try:
-        processor = AutoProcessor.from_pretrained(directory, backend="pil", local_files_only=True)
+        with ordinary(directory) as whole:
+            processor = AutoProcessor.from_pretrained(whole, backend="pil", local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInputError(f"{directory}: the processor cannot be loaded ({error}); copy its files again") from error
     if getattr(processor, "image_processor", None) is None:

@@ -5,7 +5,7 @@ def register() -> None:
     """Make the Auto classes of Transformers know these models, in this process; may be called again."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
     from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming
+    from transformers.core_model_loading import WeightConverter, WeightRenaming
 
     from workers.arch.vila import VILA
     from workers.models.deepseek_moe import DeepseekConfig, DeepseekForCausalLM
@@ -17,5 +17,6 @@ def register() -> None:
     AutoConfig.register(VilaConfig.model_type, VilaConfig, exist_ok=True)
     AutoModelForImageTextToText.register(VilaConfig, VilaForConditionalGeneration, exist_ok=True)
     AutoProcessor.register(VilaConfig, VilaProcessor, exist_ok=True)
+    renamings: list[WeightConverter | WeightRenaming]
     renamings = [WeightRenaming(source_patterns=pattern, target_patterns=name) for pattern, name in VILA.renamed]
     register_checkpoint_conversion_mapping(VilaConfig.model_type, renamings, overwrite=True)

@@ -32,6 +32,8 @@ class VilaConfig(LlavaConfig):
     model_type = "llava_llama"
     has_no_defaults_at_init = True  # a VILA is nothing without its parts
 
+    text_config: Any = None
+    vision_config: Any = None
     image_token_index: int = 0
     llm_cfg: dict[str, Any] | None = None
     vision_tower_cfg: dict[str, Any] | None = None
@@ -112,7 +114,7 @@ class VilaModel(VilaPreTrainedModel, LlavaModel):
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.multi_modal_projector = VilaProjector(config)  # type: ignore[assignment]
         self.language_model = AutoModel.from_config(config.text_config)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
 
 class VilaForConditionalGeneration(VilaPreTrainedModel, LlavaForConditionalGeneration):
@@ -122,8 +124,8 @@ class VilaForConditionalGeneration(VilaPreTrainedModel, LlavaForConditionalGener
         LlavaPreTrainedModel.__init__(self, config)
         self.model = VilaModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
-    def save_pretrained(self, directory: Path) -> None:
+    def save_pretrained(self, directory: Path) -> None:  # type: ignore[override]
         """Write the three folders of the hub. To load them, see workers.export.ordinary."""
         save_parts(self, directory)

@@ -31,6 +31,7 @@ class VilaProcessor:
     def __init__(self, tokenizer: Any, image_processor: Any, chat_template: str, image_token: int, places: int) -> None:
         """image_token: the id that stands for a part of an image; places: how often it does."""
         self.tokenizer, self.image_processor, self.chat_template = tokenizer, image_processor, chat_template
+        self.image_token_id = image_token
         self._image = [image_token] * places
 
     @classmethod

@@ -36,7 +36,7 @@ def main() -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     folder = arguments.out / arguments.name
-    if (folder / "model.safetensors").exists() and not arguments.overwrite:
+    if any(folder.rglob("*.safetensors")) and not arguments.overwrite:
         print(f"{folder} holds a model; choose another --out or give --overwrite", file=sys.stderr)
         return 2
     torch.set_num_threads(arguments.threads)

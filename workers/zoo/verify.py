@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from workers.models import register
-from workers.transformers_images import load_processor
+from workers.model_parts import tokenizer_folder
+from workers.transformers_images import load_model, load_processor
 from workers.zoo import MINIS, ROOT, zoo_path
 from workers.zoo.build import FIGURES, SUMS, TEXTS, encode
 from workers.zoo.recipes import RECIPES
@@ -49,7 +49,7 @@ def problems() -> list[str]:
 
 def _unanswered(name: str) -> list[str]:
     reported = shipped_figures(name)["answered"]["16"]
-    measured = share_answered(_shipped_model(name), load_processor(zoo_path(name)), "held_out")
+    measured = share_answered(_model(name), load_processor(zoo_path(name)), "held_out")
     if abs(measured - reported) <= ANSWERS_TOLERANCE:
         return []
     return [f"{name}: {measured:.1%} of the held-out questions answered, but {FIGURES} says {reported:.1%}"]
@@ -60,16 +60,12 @@ def shipped_figures(name: str) -> dict[str, Any]:
     return dict(json.loads(zoo_path(f"{name}/{FIGURES}").read_text(encoding="utf-8")))
 
 
-def _shipped_model(name: str) -> Any:
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-
-    register()
-    kind = AutoModelForCausalLM if RECIPES[name].processor is None else AutoModelForImageTextToText
-    return kind.from_pretrained(zoo_path(name), dtype=torch.float32)
-
-
 def held_out_perplexity(name: str) -> float:
     """Of a shipped model, in float32."""
-    tokenizer = Tokenizer.from_file(str(zoo_path(f"{name}/tokenizer.json")))
+    tokenizer = Tokenizer.from_file(str(tokenizer_folder(zoo_path(name)) / "tokenizer.json"))
     held_out = zoo_path(f"{TEXTS}/held_out.txt").read_text(encoding="utf-8")
-    return perplexity(_shipped_model(name), encode(tokenizer, held_out))
+    return perplexity(_model(name), encode(tokenizer, held_out))
+
+
+def _model(name: str) -> Any:
+    return load_model(zoo_path(name), torch.float32)

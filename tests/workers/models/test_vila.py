@@ -65,7 +65,7 @@ def test_features_are_those_before_the_tower_s_last_block(loaded: Loaded) -> Non
     hidden = tower.embeddings(pixels)
     for block in tower.encoder.layers[:-1]:
         hidden = block(hidden, None)
-    norm, first, second = (model.model.multi_modal_projector.layers[i] for i in (1, 2, 4))  # type: ignore[index]
+    norm, first, second = (model.model.multi_modal_projector.layers[i] for i in (1, 2, 4))
     joined = JoinPatches()(hidden)
     spread = (joined - joined.mean(-1, keepdim=True)) / (joined.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
     expected = second(torch.nn.functional.gelu(first(spread * norm.weight + norm.bias)))

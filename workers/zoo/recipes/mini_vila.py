@@ -5,6 +5,7 @@ becomes 9 places. Features are those of the tower's last block (VILA takes the o
 for nothing; its pooling head is, as in the published tower, and nothing trains it.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -14,7 +15,6 @@ from workers.models.vila import PROJECTOR, SIGLIP, VilaConfig, VilaForConditiona
 from workers.models.vila_processor import VilaProcessor
 from workers.zoo.recipes import mini_llava
 from workers.zoo.tokenizer import VOCAB_SIZE, fast_tokenizer
-from workers.zoo.train import TrainRecipe
 
 TOWER: dict[str, Any] = {
     "model_type": SIGLIP,
@@ -25,16 +25,7 @@ TOWER: dict[str, Any] = {
     "image_size": 45,
     "patch_size": 9,
 }
-TRAIN = TrainRecipe(
-    num_steps=1600,
-    batch_size=4,
-    image_batch_size=4,
-    image_share=0.75,
-    hidden_rate=0.005,
-    embedding_rate=3e-3,
-    head_rate=1e-3,
-    products="float32",
-)
+TRAIN = replace(mini_llava.TRAIN, num_steps=1400)
 
 
 def config() -> VilaConfig:
@@ -57,6 +48,4 @@ def processor(tokenizer: Tokenizer, max_length: int) -> VilaProcessor:
     """What prepares images and prompts, with the tokenizer of all mini models and mini_llava's chat template."""
     pixels = SiglipImageProcessorPil(size={"height": TOWER["image_size"], "width": TOWER["image_size"]})
     places = image_tokens(config().vision_config)
-    return VilaProcessor(
-        fast_tokenizer(tokenizer, max_length), pixels, mini_llava.CHAT_TEMPLATE, VOCAB_SIZE, places
-    )
+    return VilaProcessor(fast_tokenizer(tokenizer, max_length), pixels, mini_llava.CHAT_TEMPLATE, VOCAB_SIZE, places)
