@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from datasets import Dataset
@@ -19,7 +20,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 GROUP_SIZE = 64
 
-os.environ.setdefault("LLM_COMPRESSOR_LOG_DISABLED", "true")
 os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # its own default is one on two cores, and it refuses that
 
 
@@ -54,14 +54,15 @@ def _llm_compressor(directory: Path, windows: Any, bits: int, *, awq: bool) -> t
     model = load(directory)
     dataset = Dataset.from_dict({"input_ids": windows.tolist(), "attention_mask": (windows * 0 + 1).tolist()})
     began = time.process_time()
-    oneshot(
-        model=model,
-        dataset=dataset,
-        recipe=recipe,
-        max_seq_length=windows.shape[1],
-        num_calibration_samples=len(windows),
-        shuffle_calibration_samples=False,
-    )
+    with patch.object(torch.Tensor, "pin_memory", lambda tensor: tensor):  # its AWQ pins, which needs an accelerator
+        oneshot(
+            model=model,
+            dataset=dataset,
+            recipe=recipe,
+            max_seq_length=windows.shape[1],
+            num_calibration_samples=len(windows),
+            shuffle_calibration_samples=False,
+        )
     return time.process_time() - began, model
 
 

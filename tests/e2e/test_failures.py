@@ -76,17 +76,11 @@ def test_a_cell_whose_checkpoint_was_damaged_succeeds_when_it_is_resubmitted(sou
     assert status.returncode == 0 and "1  BAD_INPUT in evaluate" in status.stdout and "2  SUCCEEDED" in status.stdout
 
 
-def test_resubmitting_when_nothing_has_failed_runs_nothing(sound: Path, tmp_path: Path) -> None:
-    grid = ["model=hf", f"model.repo={sound}", "method=rtn", "bits=3", *write_tokens(tmp_path)]
-    assert ptqbench(tmp_path, "sweep", "name=fine", *grid).returncode == 0
-    before = attempts(tmp_path)
-    assert ptqbench(tmp_path, "resubmit", "name=fine").returncode == 0
-    assert attempts(tmp_path) == before
-
-
-def test_a_sweep_whose_cells_another_has_run_starts_nothing_and_shows_them(sound: Path, tmp_path: Path) -> None:
+def test_cells_that_are_done_run_in_no_other_sweep_and_in_no_resubmission(sound: Path, tmp_path: Path) -> None:
     grid = ["model=hf", f"model.repo={sound}", "method=rtn", *write_tokens(tmp_path)]
     assert ptqbench(tmp_path, "sweep", "name=one", *grid, "bits=3,4").returncode == 0
+    assert ptqbench(tmp_path, "resubmit", "name=one").returncode == 0  # nothing has failed
+    assert len(attempts(tmp_path)) == 2
     second = ptqbench(tmp_path, "sweep", "name=two", *grid, "bits=4")
     assert second.returncode == 0 and "nothing to run" in second.stdout
     assert len(attempts(tmp_path)) == 2

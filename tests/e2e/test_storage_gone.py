@@ -9,16 +9,17 @@ import psutil
 import pytest
 
 from tests.e2e.command_line import ENVIRONMENT, cells, command, ptqbench
-from tests.e2e.test_interruption import workers_of
+from tests.e2e.test_interruption import SWEEP, workers_of
 from workers.api import AttemptResult, from_json
+from workers.zoo import zoo_path
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1200)]
 
 
 def test_a_sweep_whose_storage_goes_ends_and_goes_on_once_it_is_back(tmp_path: Path) -> None:
     storage, away = tmp_path / "storage", tmp_path / "away"
-    sweep = ("sweep", "name=cut", "method=gptq", "bits=3", "engine=transformers", "suite.tasks=[]")
-    arguments = (*sweep, f"cluster.storage={storage}")
+    arguments = (*SWEEP, f"cluster.storage={storage}")
+    (tmp_path / "held_out.txt").write_text(zoo_path("mini_llama/held_out.txt").read_text()[:20_000])
     driver = subprocess.Popen(
         command(*arguments), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

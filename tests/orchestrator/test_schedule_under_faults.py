@@ -25,23 +25,23 @@ from orchestrator.schedule import Schedule
 from tests.orchestrator.scenarios import CLUSTERS, FAULTS, FOUR, KINDS, NODES, ONE, job, sweeps
 from tests.orchestrator.simulated_cluster import Faults, SimulatedCluster
 
-# How often each fault really occurs in ten thousand schedules, at the least.
+# How often each fault really occurs in four thousand schedules, at the least.
 AT_LEAST = {
-    "worker dies": 5000,
-    "worker hangs": 1000,
-    "worker dies with its driver": 5000,
-    "node leaves": 3000,
-    "node joins": 3000,
-    "no node is large enough for a time": 20,
-    "reply late": 5000,
-    "reply lost": 1000,
-    "driver dies": 3000,
-    "end that only the next driver sees": 1000,
-    "cell left to another sweep": 1000,
-    "driver stalls": 2000,
-    "OUT_OF_MEMORY": 1000,
-    "TRANSIENT": 500,
-    "other failure": 500,
+    "worker dies": 2000,
+    "worker hangs": 400,
+    "worker dies with its driver": 2000,
+    "node leaves": 1200,
+    "node joins": 1200,
+    "no node is large enough for a time": 8,
+    "reply late": 2000,
+    "reply lost": 400,
+    "driver dies": 1200,
+    "end that only the next driver sees": 400,
+    "cell left to another sweep": 400,
+    "driver stalls": 800,
+    "OUT_OF_MEMORY": 400,
+    "TRANSIENT": 200,
+    "other failure": 200,
 }
 
 
@@ -72,11 +72,11 @@ def test_every_cell_ends_once_and_no_rule_is_broken_whatever_fails_leaves_or_com
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_ten_thousand_schedules_with_every_kind_of_fault_break_no_rule() -> None:
+def test_four_thousand_schedules_with_every_kind_of_fault_break_no_rule() -> None:
     """`pytest -s` shows how often each fault occurred."""
-    counted = simulate(10_000)
+    counted = simulate(4_000)
     print("", *(f"{what:40}{number:10,}" for what, number in counted.most_common()), sep="\n")
-    assert counted["schedules"] >= 10_000
+    assert counted["schedules"] >= 4_000
     assert {fault: counted[fault] for fault, least in AT_LEAST.items() if counted[fault] < least} == {}
 
 

@@ -6,7 +6,15 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from workers.zoo.recipes import mini_deepseek_moe, mini_llama, mini_llava, mini_mamba, mini_mixtral, mini_vila
+from workers.zoo.recipes import (
+    mini_deepseek_moe,
+    mini_gqa,
+    mini_llama,
+    mini_llava,
+    mini_mamba,
+    mini_mixtral,
+    mini_vila,
+)
 from workers.zoo.train import TrainRecipe
 
 
@@ -24,6 +32,7 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "mini_llama": Recipe(mini_llama.make, mini_llama.TRAIN),
+    **{name: Recipe(mini_gqa.make, train) for name, train in mini_gqa.BUDGETS.items()},
     "mini_mixtral": Recipe(mini_mixtral.make, mini_mixtral.TRAIN),
     "mini_deepseek_moe": Recipe(mini_deepseek_moe.make, mini_deepseek_moe.TRAIN),
     "mini_mamba": Recipe(mini_mamba.make, mini_mamba.TRAIN),

@@ -6,7 +6,7 @@ from workers.zoo.tokenizer import VOCAB_SIZE
 from workers.zoo.train import TrainRecipe
 
 # The embedding is the head too, and learns at the head's rate.
-TRAIN = TrainRecipe(num_steps=600, batch_size=8, embedding_rate=4e-3, products="float32")
+TRAIN = TrainRecipe(num_steps=1200, batch_size=8, embedding_rate=4e-3, products="float32")
 
 
 def make() -> MambaForCausalLM:

@@ -6,7 +6,7 @@ from workers.zoo.tokenizer import VOCAB_SIZE
 from workers.zoo.train import TrainRecipe
 
 # Products this small are faster in float32.
-TRAIN = TrainRecipe(num_steps=1000, batch_size=8, balance=0.02, products="float32")
+TRAIN = TrainRecipe(num_steps=2000, batch_size=8, balance=0.02, products="float32")
 
 
 def make() -> MixtralForCausalLM:
