@@ -27,7 +27,6 @@ class Capability:
 
 
 SEEING = ("llava", "vila")  # architectures that images can be shown to
-_NO_VILA_CLASS = "{} has no model class for VILA"
 CAPABILITIES: dict[str, Capability] = {
     "llama": Capability(),
     "mixtral": Capability(),
@@ -36,11 +35,7 @@ CAPABILITIES: dict[str, Capability] = {
     "mamba": Capability(),
     "mamba2": Capability(),
     "llava": Capability(),
-    "vila": Capability(
-        vllm_cpu=_NO_VILA_CLASS.format("vLLM"),
-        vllm_cuda=_NO_VILA_CLASS.format("vLLM"),
-        transformers=_NO_VILA_CLASS.format("Transformers"),
-    ),
+    "vila": Capability(),
 }
 
 
@@ -76,7 +71,7 @@ def choose_engine(
         raise ConfigError("no engine serves packed weights yet; they are multiplied out for it (weight format dense)")
     if images and architecture not in SEEING:
         raise ConfigError(f"suite.tasks: some show images, and {architecture} sees none; leave them out for this model")
-    refusals = {engine: _refusal(engine, architecture, head_dim, device, images) for engine in ENGINES}
+    refusals = {engine: _refusal(engine, architecture, head_dim, device) for engine in ENGINES}
     if requested != "auto":
         if refusals[requested] is None:
             return EngineChoice(requested, f"engine={requested} was asked for")
@@ -90,13 +85,11 @@ def choose_engine(
     raise ConfigError(f"no engine can score this model: {refusals['vllm']}; {refusals['transformers']}")
 
 
-def _refusal(engine: str, architecture: str, head_dim: int | None, device: str, images: bool) -> str | None:
+def _refusal(engine: str, architecture: str, head_dim: int | None, device: str) -> str | None:
     """Why `engine` cannot, or null."""
     capability = CAPABILITIES[architecture]
     if engine == "transformers":
         return capability.transformers
-    if images:
-        return "vLLM is shown no images here"
     if device == "cuda":
         return capability.vllm_cuda
     if capability.vllm_cpu is None and head_dim is not None and head_dim not in CPU_HEAD_DIMS:

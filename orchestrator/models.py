@@ -15,12 +15,11 @@ from orchestrator.shapes import ARCHITECTURES
 from workers.api import ModelRef
 from workers.errors import PrerequisiteError
 from workers.hub import HUB_ERRORS
+from workers.model_parts import folders, tokenizer_folder, weight_folders
 
 OTHER_LAYOUTS = {  # a key that only the config.json of another code's files has -> what to do about them
     "ssm_cfg": "files of Mamba's original code; take the -hf repository, or convert them with Transformers' "
     "models/mamba/convert_mamba_ssm_checkpoint_to_pytorch.py",
-    "llm_cfg": "VILA's files of three models; give the language model by itself, which is in its folder `llm`: "
-    "model.repo=<directory>/llm (image tower and projector stay as they are)",
 }
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 IDENTITY_SUFFIXES = (".safetensors", ".json", ".model", ".txt", ".jinja")
@@ -51,7 +50,7 @@ def resolve_model(conf: ModelConf, *, online: bool) -> ResolvedModel:
 def tokenizer_file(model: ModelRef) -> Path | None:
     """The tokenizer.json with which tokens can be counted before a cell starts, where this machine has one."""
     source = model.tokenizer or model.directory
-    file = Path(source) / "tokenizer.json" if source else None
+    file = tokenizer_folder(Path(source)) / "tokenizer.json" if source else None
     return file if file is not None and file.is_file() else None
 
 
@@ -99,9 +98,10 @@ def _require_tokenizer(directory: Path) -> None:
 def _resolve_directory(conf: ModelConf, directory: Path) -> ResolvedModel:
     config = _read_config(directory)
     _refuse_quantized(config, directory)
-    _require_safetensors(directory)
+    for folder in weight_folders(directory):
+        _require_safetensors(folder)
     if conf.tokenizer is None:
-        _require_tokenizer(directory)
+        _require_tokenizer(tokenizer_folder(directory))
     ref = ModelRef(
         name=_name(conf, directory.name),
         repo=conf.repo,
@@ -243,7 +243,9 @@ def _content_hash(directory: Path) -> str:
 def content_hash(directory: Path) -> str:
     """sha256 over the names and contents of the files that make up a checkpoint."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in directory.iterdir() if p.suffix in IDENTITY_SUFFIXES and p.is_file()):
+    paths = [path for folder in folders(directory) for path in sorted(folder.iterdir())]
+    for path in (p for p in paths if p.suffix in IDENTITY_SUFFIXES and p.is_file()):
         with path.open("rb") as file:
-            digest.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+            name = path.relative_to(directory).as_posix()
+            digest.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return f"sha256:{digest.hexdigest()}"

@@ -23,6 +23,7 @@ from workers.api import Manifest, from_json, to_json
 from workers.errors import BadInputError
 from workers.files import locked, replace
 from workers.layout import MANIFEST, claim_file
+from workers.model_parts import weight_folders
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -77,6 +78,18 @@ class CheckpointReader:
 
 
 def _tensor_files(directory: Path) -> dict[str, str]:
+    """Tensor name -> file, its path from `directory`."""
+    files: dict[str, str] = {}
+    for folder in weight_folders(directory):
+        found = _files_of(folder)
+        if twice := sorted(files.keys() & found.keys()):
+            raise BadInputError(f"{directory}: {len(twice)} tensors are in two of its parts, first `{twice[0]}`")
+        files |= {name: (folder / file).relative_to(directory).as_posix() for name, file in found.items()}
+    return files
+
+
+def _files_of(directory: Path) -> dict[str, str]:
+    """Tensor name -> file of one folder."""
     index = directory / INDEX
     if index.exists():
         files = _weight_map(index)

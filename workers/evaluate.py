@@ -17,7 +17,7 @@ from workers.datasets import load_content
 from workers.engine.environment import ENVIRONMENT
 from workers.errors import BadInputError, NumericalError
 from workers.evaluator import Evaluator, context_length, engine_dtype, read_config, text_config, timed
-from workers.export import write_dense
+from workers.export import ordinary, write_dense
 from workers.layout import checkpoint_directory
 from workers.model_files import load_tokenizer, local_directory
 from workers.process import peak_memory_gib, reset_peak_memory
@@ -133,7 +133,8 @@ def _servable(
     """The directory an engine loads: the model's own, or a packed checkpoint multiplied out and gone afterwards."""
     if manifest.weight_format == "source":
         CheckpointReader(source).require_whole()  # an engine would name neither the file nor what is missing
-        yield source
+        with ordinary(source) as directory:
+            yield directory
         return
     with tempfile.TemporaryDirectory(prefix=".dense-", dir=checkpoint.parent) as temporary:
         dense = Path(temporary) / "model"

@@ -27,6 +27,7 @@ IMAGE_MARK = "<image>"  # where a prompt shows an image, in the words of lm-eval
 MAX_CHUNK_LOGITS = 2**27
 MAX_CHUNK_TOKENS = 2048
 MIN_CHUNK_TOKENS = 256
+_TEXT_PARTS, _VISION_PARTS = ("text_config", "llm_cfg"), ("vision_config", "vision_tower_cfg")
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class ShowsImages(Protocol):
 
 def sees_images(config: dict[str, Any]) -> bool:
     """Whether a config.json is that of a vision-language model."""
-    return "vision_config" in config
+    return any(part in config for part in _VISION_PARTS)
 
 
 # --- what a checkpoint's config.json says to an engine ---------------------------------------------------------------
@@ -124,15 +125,15 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 def text_config(config: dict[str, Any]) -> dict[str, Any]:
     """The language model's part of a config."""
-    part: dict[str, Any] = config.get("text_config", config)
-    return part
+    return next((config[part] for part in _TEXT_PARTS if part in config), config)
 
 
 def engine_dtype(requested: str, config: dict[str, Any]) -> str:
     """`auto` is the checkpoint's own dtype. Raises BadInputError when config.json names none."""
     if requested != "auto":
         return requested
-    dtype = config.get("dtype") or config.get("torch_dtype")
+    said = (part.get(key) for part in (config, text_config(config)) for key in ("dtype", "torch_dtype"))
+    dtype = next(filter(None, said), None)
     if dtype not in DTYPES:
         raise BadInputError(
             f"config.json says dtype {dtype}; set suite.dtype to one of {', '.join(DTYPES)} instead of auto"

@@ -7,7 +7,9 @@ Dense: weights multiplied out in the engine's dtype; a temporary form, made for 
 
 import json
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +19,7 @@ from conf.schema import IncohereConf, KeepConf, SchemeConf, UniformScheme
 from workers.checkpoint import CheckpointReader, save_tensors, write_index
 from workers.methods.linear import restored
 from workers.methods.registry import SCHEMES, STAGES
+from workers.model_parts import folders, in_parts
 from workers.packing import PACKED, Layout, unpack
 
 Conf = TypeVar("Conf", SchemeConf, IncohereConf, KeepConf)
@@ -96,9 +99,29 @@ def copy_beside(
     if quantization is not None:
         config["quantization_config"] = quantization
     (destination / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    for pattern in BESIDE:
-        for path in source.glob(pattern):
+    for folder in folders(source):
+        for path in sorted(path for pattern in BESIDE for path in folder.glob(pattern)):
             shutil.copyfile(path, destination / path.name)
+
+
+@contextmanager
+def ordinary(directory: Path) -> Iterator[Path]:
+    """A checkpoint as an ordinary Hugging Face directory: itself, or for one in parts another with links to them."""
+    if not in_parts(directory):
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(prefix="ptq-bench-") as temporary:
+        _link_parts(directory, Path(temporary))
+        yield Path(temporary)
+
+
+def _link_parts(source: Path, destination: Path) -> None:
+    files = {name: file.replace("/", "-") for name, file in CheckpointReader(source).files.items()}
+    for folder in folders(source)[1:]:
+        for path in folder.glob("*.safetensors"):
+            (destination / f"{folder.name}-{path.name}").symlink_to(path.resolve())
+    write_index(destination, files)
+    copy_beside(source, destination, None)
 
 
 def write_dense(packed: Path, destination: Path, dtype: str) -> None:

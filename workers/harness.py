@@ -42,6 +42,7 @@ FEWSHOT_SEED = 1234
 BOOTSTRAP_DRAWS = 1000  # for metrics without a closed-form standard error
 MAX_NEW_TOKENS = 256  # the harness's default for tasks that do not say
 REQUESTS_PER_CALL = 1024  # an engine's answer holds every token of them
+PICTURES_PER_CALL = 32  # opened at a time
 ROUND_TOKENS = 64  # generated between two looks for a stop string
 FRACTIONS = (
     "acc",
@@ -263,13 +264,19 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is untyped
     def _answered(self, requests: list[tuple[str, dict[str, Any], dict[str, Any]]]) -> list[str]:
         if requests and not isinstance(self._evaluator, ShowsImages):
             raise BadInputError(f"{self._evaluator.name} is shown no images here; set engine=transformers")
-        answers = []
-        for context, arguments, shown in requests:
-            assert isinstance(self._evaluator, ShowsImages)
-            wanted = _greedy(arguments)
-            prompt = ImagePrompt(context, tuple(map(_opened, shown["visual"])))
-            (text,) = self._evaluator.answer([prompt], int(wanted["max_gen_toks"]))
-            answers.append(postprocess_generated_text(text, handle_stop_sequences(wanted["until"], eos=None), None))
+        wanted = [_greedy(arguments) for _, arguments, _ in requests]
+        by_length: dict[int, list[int]] = {}
+        for index, arguments in enumerate(wanted):
+            by_length.setdefault(int(arguments["max_gen_toks"]), []).append(index)
+        answers = [""] * len(requests)
+        for length, indices in by_length.items():
+            for start in range(0, len(indices), PICTURES_PER_CALL):
+                part = indices[start : start + PICTURES_PER_CALL]
+                prompts = [ImagePrompt(requests[i][0], tuple(map(_opened, requests[i][2]["visual"]))) for i in part]
+                assert isinstance(self._evaluator, ShowsImages)
+                for i, text in zip(part, self._evaluator.answer(prompts, length), strict=True):
+                    stops = handle_stop_sequences(wanted[i]["until"], eos=None)
+                    answers[i] = postprocess_generated_text(text, stops, None)
         return answers
 
     def _written(self, requests: list[tuple[str, dict[str, Any]]]) -> list[str]:

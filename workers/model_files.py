@@ -8,6 +8,7 @@ from filelock import FileLock
 from workers.api import ModelRef
 from workers.errors import BadInputError
 from workers.hub import HUB_ERRORS, causes, hub_failure, is_outage, is_refusal
+from workers.model_parts import tokenizer_folder
 
 WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 UNREADABLE = (ValueError, OSError, KeyError, TypeError, AttributeError)  # what loaders raise on an odd file
@@ -40,7 +41,7 @@ def load_tokenizer(model: ModelRef, directory: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    source = model.tokenizer or str(directory)
+    source = model.tokenizer or str(tokenizer_folder(directory))
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=model.trust_remote_code)
     except Exception as error:

@@ -25,9 +25,7 @@ class ModuleTensors:
             for pattern, advice in architecture.refused:
                 if re.search(pattern, stored):
                     raise BadInputError(f"{reader.directory}: `{stored}`: {advice}")
-            name = stored
-            for pattern, replacement in architecture.renamed:
-                name = re.sub(pattern, replacement, name)
+            name = architecture.module_name(stored)
             if name in self._stored:
                 raise BadInputError(
                     f"{reader.directory}: `{stored}` and `{self._stored[name]}` are both {name}; remove one"

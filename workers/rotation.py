@@ -108,6 +108,10 @@ class Rotation:
         with stream.loaded(paths.embedding) as embedding:
             (weight,) = embedding.parameters()
             turned = {f"{paths.embedding}.weight": _turned(weight.data, self._residual)}
+        for path in paths.writers:
+            with stream.loaded(path) as writer:
+                _turn_linear(writer, self._residual, None, None, writes=True)
+                turned |= {f"{path}.{name}": parameter.detach() for name, parameter in writer.named_parameters()}
         with stream.loaded(paths.final_norm) as norm, stream.loaded(paths.head) as head:
             self.turn_head(norm, head)
             for path, module in ((paths.final_norm, norm), (paths.head, head)):

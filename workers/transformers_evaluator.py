@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationConfig
+from transformers import GenerationConfig
 
 from workers.api import Canary
 from workers.canary import canary_difference, require_parity
@@ -21,11 +21,9 @@ from workers.evaluator import (
     chunk_tokens,
     engine_dtype,
     read_config,
-    sees_images,
     timed,
 )
-from workers.models import register
-from workers.transformers_images import answer, load_processor
+from workers.transformers_images import answer, load_model, load_processor
 
 
 class TransformersEvaluator:
@@ -50,8 +48,8 @@ class TransformersEvaluator:
         self.close()
         seconds: dict[str, float] = {}
         with timed(seconds, "model"):
-            self._model = _load_model(directory, getattr(torch, dtype), sees_images(config)).to(self._device)
-        self._load_processor(directory, config)
+            self._model = load_model(directory, getattr(torch, dtype)).to(self._device)
+        self._load_processor(directory)
         self.max_length, self._chunk_tokens = max_length, chunk_tokens(config)
         if canary is None:
             return Loaded("fresh", math.nan, seconds)
@@ -105,14 +103,10 @@ class TransformersEvaluator:
             raise self._no_images
         return [answer(self._model, self._processor, prompt, max_new_tokens) for prompt in prompts]
 
-    def _load_processor(self, directory: Path, config: dict[str, Any]) -> None:
+    def _load_processor(self, directory: Path) -> None:
         """While the directory is there; a suite without images does not fail for want of a processor."""
         self._processor, self._no_images = None, None
         try:
-            if not sees_images(config):
-                raise BadInputError(
-                    f"{directory}: a language model, it sees no images; leave out the tasks about images"
-                )
             self._processor = load_processor(directory)
         except BadInputError as error:
             self._no_images = error
@@ -123,21 +117,6 @@ class TransformersEvaluator:
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def _load_model(directory: Path, dtype: torch.dtype, sees: bool) -> Any:
-    """Transformers fills a tensor it does not find with random numbers and warns; here it is an error."""
-    register()
-    model_class = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-    loaded: Any = model_class.from_pretrained(
-        directory, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
-    )
-    model, info = loaded
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise BadInputError(f"{directory}: {len(missing)} tensors are missing, first `{missing[0]}`; copy it again")
-    model.generation_config = GenerationConfig()  # a checkpoint's own may sample or penalise repetition
-    return model.eval()
 
 
 def _batches(prompts: Sequence[Sequence[int]], max_tokens: int) -> Iterator[list[int]]:

@@ -8,21 +8,47 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoProcessor, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from workers.errors import BadInputError
-from workers.evaluator import IMAGE_MARK, PROCESSOR_FILES, ImagePrompt
+from workers.evaluator import IMAGE_MARK, PROCESSOR_FILES, ImagePrompt, read_config, sees_images
+from workers.export import ordinary
+from workers.model_parts import folders
+from workers.models import register
+
+
+def load_model(directory: Path, dtype: torch.dtype, **kwargs: Any) -> Any:
+    """A checkpoint's model on the host. kwargs: of Transformers' from_pretrained.
+
+    Transformers fills a tensor it does not find with random numbers and warns; here that is a BadInputError.
+    """
+    register()
+    model_class = AutoModelForImageTextToText if sees_images(read_config(directory)) else AutoModelForCausalLM
+    with ordinary(directory) as whole:
+        loaded: Any = model_class.from_pretrained(
+            whole, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True, **kwargs
+        )
+    model, info = loaded
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise BadInputError(f"{directory}: {len(missing)} tensors are missing, first `{missing[0]}`; copy it again")
+    model.generation_config = GenerationConfig()  # a checkpoint's own may sample or penalise repetition
+    return model.eval()
 
 
 def load_processor(directory: Path) -> Any:
     """The processor of a vision-language checkpoint. Raises BadInputError naming what is missing and what to do."""
-    if not any((directory / name).is_file() for name in PROCESSOR_FILES):
+    if not sees_images(read_config(directory)):
+        raise BadInputError(f"{directory}: a language model, it sees no images; leave out the tasks about images")
+    register()
+    if not any((folder / name).is_file() for folder in folders(directory) for name in PROCESSOR_FILES):
         raise BadInputError(
             f"{directory}: no {' or '.join(PROCESSOR_FILES)}, so images cannot be prepared; copy the model's processor "
             "there: AutoProcessor.from_pretrained(<hub id>).save_pretrained(<directory>)"
         )
     try:
-        processor = AutoProcessor.from_pretrained(directory, backend="pil", local_files_only=True)
+        with ordinary(directory) as whole:
+            processor = AutoProcessor.from_pretrained(whole, backend="pil", local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInputError(f"{directory}: the processor cannot be loaded ({error}); copy its files again") from error
     if getattr(processor, "image_processor", None) is None:

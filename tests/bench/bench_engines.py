@@ -21,10 +21,10 @@ from tests.workers.tiny_requests import request_for
 from tests.workers.zoo.minis import mini_ref, text_tokens
 from workers.api import Canary, Manifest
 from workers.calibration import Windows
-from workers.checkpoint import checkpoint_directory
 from workers.evaluate import open_evaluator, score_perplexity
 from workers.evaluator import Evaluator
 from workers.export import write_dense
+from workers.layout import checkpoint_directory
 from workers.pipeline import quantize
 from workers.zoo import MINIS, zoo_path
 

@@ -3,7 +3,15 @@
 import pytest
 
 from conf.errors import ConfigError
-from orchestrator.engine_choice import CAPABILITIES, CPU_HEAD_DIMS, ENGINES, EngineChoice, choose_engine
+from orchestrator.engine_choice import (
+    CAPABILITIES,
+    CPU_HEAD_DIMS,
+    ENGINES,
+    SEEING,
+    Capability,
+    EngineChoice,
+    choose_engine,
+)
 
 
 def choose(
@@ -50,11 +58,14 @@ def test_every_language_model_of_the_paper_is_scored_by_vllm(device: str, dtype:
         assert choose(architecture=architecture, head_dim=head_dim, dtype=dtype, device=device).engine == "vllm"
 
 
-def test_images_are_shown_by_transformers_to_models_that_see() -> None:
-    choice = choose(architecture="llava", head_dim=128, device="cuda", images=True)
-    assert choice == EngineChoice("transformers", "vLLM is shown no images here")
-    with pytest.raises(ConfigError, match="engine=vllm: vLLM is shown no images here; use engine=transformers"):
-        choose("vllm", architecture="llava", head_dim=128, images=True)
+@pytest.mark.parametrize("architecture", SEEING)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_models_that_see_are_shown_images_by_either_engine(architecture: str, device: str) -> None:
+    for requested, engine in (("auto", "vllm"), ("vllm", "vllm"), ("transformers", "transformers")):
+        assert choose(requested, architecture=architecture, head_dim=128, device=device, images=True).engine == engine
+
+
+def test_images_are_not_shown_to_a_model_that_sees_none() -> None:
     with pytest.raises(ConfigError, match="some show images, and mixtral sees none; leave them out for this model"):
         choose(architecture="mixtral", images=True)
 
@@ -69,8 +80,9 @@ def test_what_was_asked_for_and_cannot_is_refused_with_what_can() -> None:
         choose("vllm", head_dim=8)
 
 
-def test_a_model_no_engine_can_score_is_refused_with_both_reasons() -> None:
-    with pytest.raises(ConfigError, match=r"vLLM has no model class for VILA; Transformers has no model class"):
+def test_a_model_no_engine_can_score_is_refused_with_both_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CAPABILITIES, "vila", Capability("it lacks this", "it lacks that", "and here something else"))
+    with pytest.raises(ConfigError, match=r"no engine can score this model: it lacks this; and here something else"):
         choose(architecture="vila", head_dim=128)
 
 

@@ -1,5 +1,6 @@
 """From what a user names as a model to what enters keys: by content, never by place, and with every damage named."""
 
+import json
 import re
 import shutil
 import socket
@@ -20,7 +21,7 @@ from huggingface_hub.errors import (
 
 from conf.errors import ConfigError
 from conf.schema import ModelConf, ShapeConf
-from orchestrator.models import content_hash, resolve_model
+from orchestrator.models import content_hash, resolve_model, tokenizer_file
 from tests.orchestrator.hand_made import SHAPE, write_checkpoint
 from workers.errors import PrerequisiteError
 
@@ -88,12 +89,41 @@ def test_sizes_come_from_config_json(checkpoint: Path) -> None:
     assert (shape.hidden_size, shape.num_hidden_layers, shape.head_dim, shape.torch_dtype) == (64, 2, 32, "float32")
 
 
-@pytest.mark.parametrize(
-    ("entry", "said"),
-    [("ssm_cfg", "take the -hf repository, or convert them"), ("llm_cfg", "model.repo=<directory>/llm")],
-)
-def test_files_of_another_code_are_refused_with_what_to_take(tmp_path: Path, entry: str, said: str) -> None:
-    assert said in refusal(local(write_checkpoint(tmp_path / "model", model_type=None, **{entry: {}})))
+def test_files_of_another_code_are_refused_with_what_to_take(tmp_path: Path) -> None:
+    directory = write_checkpoint(tmp_path / "model", model_type=None, ssm_cfg={})
+    assert "take the -hf repository, or convert them" in refusal(local(directory))
+
+
+def write_parts(directory: Path) -> Path:
+    """A VILA in three folders, with the tokenizer beside its language model."""
+    write_checkpoint(directory / "llm")
+    tower = {"model_type": "siglip_vision_model", "hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 24}
+    config = {
+        "model_type": "llava_llama",
+        "llm_cfg": json.loads((directory / "llm" / "config.json").read_text()),
+        "vision_tower_cfg": {**tower, "image_size": 20, "patch_size": 4},
+    }
+    (directory / "config.json").write_text(json.dumps(config))
+    for part in ("vision_tower", "mm_projector"):
+        (directory / part).mkdir()
+        shutil.copy(directory / "llm" / "model.safetensors", directory / part)
+    return directory
+
+
+def test_a_model_in_three_folders_is_one_model(tmp_path: Path) -> None:
+    directory = write_parts(tmp_path / "vila")
+    model = resolve_model(local(directory), online=False)
+    assert (model.ref.architecture, model.shape.hidden_size) == ("vila", 64)
+    assert tokenizer_file(model.ref) == directory.resolve() / "llm" / "tokenizer.json"
+    with (directory / "mm_projector" / "model.safetensors").open("ab") as file:
+        file.write(b" ")
+    assert resolve_model(local(directory), online=False).ref.fingerprint != model.ref.fingerprint
+
+
+def test_a_part_without_weights_is_refused(tmp_path: Path) -> None:
+    directory = write_parts(tmp_path / "vila")
+    (directory / "vision_tower" / "model.safetensors").unlink()
+    assert "vision_tower: no .safetensors file" in refusal(local(directory))
 
 
 def test_a_shape_in_the_configuration_wins_and_must_be_sizes(checkpoint: Path) -> None:

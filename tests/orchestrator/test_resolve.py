@@ -286,13 +286,6 @@ def test_columns_that_fill_no_vector_are_refused_by_the_plan(mine: list[str], tm
     assert "codes 8 columns together, which do not divide the 100 inputs of mlp.down_proj" in said
 
 
-def test_an_architecture_without_a_table_is_not_implemented(mine: list[str], tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "other", model_type="vila")
-    (cell,) = cells(changed(mine, "model.repo=./other"))
-    assert cell.support is CellStatus.NOT_IMPLEMENTED
-    assert "`vila` has no table" in cell.support_reason
-
-
 def test_a_cell_is_plain_frozen_data(mine: list[str]) -> None:
     (cell,) = cells(mine)
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -57,9 +57,9 @@ def test_a_recipe_that_cannot_be_followed_is_not_applicable_with_its_reason(arch
 
 def test_the_same_method_in_the_unified_lane_can_run_where_the_architecture_is_built() -> None:
     assert support(config(AWQ), "mamba") == (None, "")
-    status, reason = support(config(AWQ), "vila")
+    status, reason = support(config(AWQ), "mamba2")
     assert status is CellStatus.NOT_IMPLEMENTED
-    assert reason.startswith("architecture: `vila` has no table")
+    assert reason.startswith("architecture: `mamba2` has no table")
 
 
 def test_everything_that_is_missing_is_said_at_once() -> None:

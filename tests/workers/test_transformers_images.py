@@ -104,6 +104,7 @@ def test_a_missing_processor_matters_only_where_images_are_shown(llava: Path, tm
 
 def test_a_processor_without_a_chat_template_is_refused(tmp_path: Path) -> None:
     write_processor(tmp_path, chat_template=None)
+    (tmp_path / "config.json").write_text('{"vision_config": {}}')
     with pytest.raises(BadInputError, match=r"no chat template, .* copy the model's chat_template.jinja"):
         load_processor(tmp_path)
     (tmp_path / "chat_template.jinja").write_text(CHAT)

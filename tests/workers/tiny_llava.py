@@ -17,7 +17,7 @@ CHAT = (
 )
 
 
-def write_llava(directory: Path, *, seed: int = 0) -> Path:
+def write_llava(directory: Path, *, seed: int = 0, head_dim: int = 16) -> Path:
     """Two blocks and a tower of two, four patches an image, words t3 to t63, in float32."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(
@@ -26,6 +26,7 @@ def write_llava(directory: Path, *, seed: int = 0) -> Path:
             "model_type": "llama",
             "vocab_size": VOCAB_SIZE,
             "hidden_size": 32,
+            "head_dim": head_dim,
             "num_hidden_layers": 2,
             "num_attention_heads": 2,
             "intermediate_size": 48,

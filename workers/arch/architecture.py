@@ -1,5 +1,6 @@
 """What the pipeline must know of an architecture, as data. No torch: the planner reads it too."""
 
+import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 
@@ -83,9 +84,10 @@ class Architecture:
 
     model_class: the Auto class of Transformers that builds it. attention: the implementation it is built with, null for
     a model without attention. experts: where every block with experts keeps them in fused three-dimensional parameters,
-    for which modules of their own are put (workers.experts), or null. renamed: what turns names of stored tensors into
-    names of modules, as regular expressions and their replacements, in this order; a name that none matches is a
-    module's already. refused: stored names that do not fit, as regular expressions, and what to do about them.
+    for which modules of their own are put (workers.experts), or null. writers: linears outside the blocks whose outputs
+    stand in the residual stream as the embedding's do. renamed: what turns names of stored tensors into names of
+    modules, as regular expressions and their replacements, in this order; a name that none matches is a module's
+    already. refused: stored names that do not fit, as regular expressions, and what to do about them.
     """
 
     name: str
@@ -99,6 +101,7 @@ class Architecture:
     model_class: str = "AutoModelForCausalLM"
     attention: str | None = "sdpa"
     experts: str | None = None
+    writers: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
 
@@ -111,6 +114,12 @@ class Architecture:
     def linears(self) -> tuple[str, ...]:
         """The names of all linears that are quantized, `*` for the number of an expert, in order."""
         return tuple(dict.fromkeys(name for group in self.groups for name in group.linears))
+
+    def module_name(self, stored: str) -> str:
+        """What a stored tensor is called as a module's."""
+        for pattern, replacement in self.renamed:
+            stored = re.sub(pattern, replacement, stored)
+        return stored
 
     def kind_of(self, has: Callable[[str], bool]) -> BlockKind:
         """Which kind a block is of. has: whether the block has a module of this name."""

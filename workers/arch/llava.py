@@ -8,10 +8,11 @@ from workers.arch.parts import ATTENTION, decoder_paths, swiglu
 
 LLAVA = Architecture(
     name="llava",
-    recipe=1,
+    recipe=2,
     model_class="AutoModelForImageTextToText",
     **decoder_paths("model.language_model"),
     kinds=(BlockKind((*ATTENTION, *swiglu("mlp"))),),
+    writers=("model.multi_modal_projector.linear_2",),
     renamed=(
         (r"^language_model\.lm_head\.", "lm_head."),
         (r"^language_model\.model\.", "model.language_model."),

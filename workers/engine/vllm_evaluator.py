@@ -19,14 +19,27 @@ import vllm
 from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.exceptions import VLLMServerError
-from vllm.inputs import TokensPrompt
+from vllm.inputs import EmbedsPrompt, TokensPrompt
 from vllm.logprobs import FlatLogprobs
 from vllm.outputs import RequestOutput
 
 from workers.api import Canary
 from workers.canary import CanaryDifference, canary_difference, require_parity
-from workers.errors import EngineError
-from workers.evaluator import Loaded, TokenScores, chunk_tokens, engine_dtype, read_config, text_config, timed
+from workers.engine.language_model import WORKER_EXTENSION, language_model_config
+from workers.errors import BadInputError, EngineError
+from workers.evaluator import (
+    ImagePrompt,
+    Loaded,
+    TokenScores,
+    chunk_tokens,
+    engine_dtype,
+    read_config,
+    sees_images,
+    text_config,
+    timed,
+)
+from workers.image_embeddings import ImageEmbeddings
+from workers.models import register
 
 # model_type -> why its weights are never swapped in a live engine (vLLM 0.32 on a CPU, against a Transformers forward).
 # Kinds that are not listed are swapped where the canary agrees.
@@ -55,7 +68,7 @@ logging.getLogger("vllm.renderers.base").setLevel(logging.ERROR)
 
 
 class VllmEvaluator:
-    """Implements workers.evaluator.Evaluator."""
+    """Implements workers.evaluator.Evaluator and, for models that see, ShowsImages."""
 
     name = "vllm"
     version: str = vllm.__version__
@@ -69,11 +82,28 @@ class VllmEvaluator:
         self._llm: LLM | None = None
         self._identity = ""
         self._noise = math.nan
+        self._embeddings: ImageEmbeddings | None = None
+        self._no_images: BadInputError | None = None
 
     def load(self, directory: Path, dtype: str, canary: Canary | None, max_length: int) -> Loaded:
         """See the protocol. A reload that the canary rejects is followed by a rebuild; `swap` says so."""
         config = read_config(directory)
         dtype = engine_dtype(dtype, config)
+        loaded = self._load_language(directory, config, dtype, canary, max_length)
+        self._load_embeddings(directory, dtype)
+        return loaded
+
+    def _load_embeddings(self, directory: Path, dtype: str) -> None:
+        """While the directory is there; a suite without images does not fail for want of a processor."""
+        self._embeddings, self._no_images = None, None
+        try:
+            self._embeddings = ImageEmbeddings(directory, getattr(torch, dtype), torch.device(self._device))
+        except BadInputError as error:
+            self._no_images = error
+
+    def _load_language(
+        self, directory: Path, config: dict[str, Any], dtype: str, canary: Canary | None, max_length: int
+    ) -> Loaded:
         identity = _identity(config, dtype, max_length)
         seconds: dict[str, float] = {}
         if canary is not None and self._reloadable(config, identity):
@@ -83,6 +113,7 @@ class VllmEvaluator:
         swap = "fresh" if self._llm is None else "rebuilt"
         self.close()
         with timed(seconds, "engine"), self._engine_errors(f"load {directory}"):
+            register()
             _supply_operators(config)
             self._llm = LLM(**self._arguments(directory, config, dtype, max_length))
         self.max_length, self._identity, self._noise = max_length, identity, math.nan
@@ -99,7 +130,7 @@ class VllmEvaluator:
     def score(self, prompts: Sequence[Sequence[int]]) -> list[TokenScores]:
         """See the protocol. Of equal largest logits (1.8 % of tokens in bfloat16) the one that top-k names counts."""
         params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=1, flat_logprobs=True, detokenize=False)
-        return [_token_scores(output.prompt_logprobs) for output in self._run(prompts, params)]
+        return [_token_scores(output.prompt_logprobs) for output in self._run(_tokens(prompts), params)]
 
     def generate(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_tokens: Sequence[int]
@@ -108,14 +139,27 @@ class VllmEvaluator:
         params = SamplingParams(
             temperature=0.0, max_tokens=max_new_tokens, stop_token_ids=list(stop_tokens), detokenize=False
         )
-        outputs = [list(output.outputs[0].token_ids) for output in self._run(prompts, params)]
+        outputs = [list(output.outputs[0].token_ids) for output in self._run(_tokens(prompts), params)]
         return [tokens[:-1] if tokens and tokens[-1] in stop_tokens else tokens for tokens in outputs]
+
+    def answer(self, prompts: Sequence[ImagePrompt], max_new_tokens: int) -> list[str]:
+        """See the protocol."""
+        if self._no_images is not None:
+            raise self._no_images
+        assert self._embeddings is not None, "load a checkpoint first"
+        tokenizer = self._embeddings.processor.tokenizer
+        params = SamplingParams(
+            temperature=0.0, max_tokens=max_new_tokens, stop_token_ids=[tokenizer.eos_token_id], detokenize=False
+        )
+        requests = [EmbedsPrompt(prompt_embeds=self._embeddings.of(prompt)) for prompt in prompts]
+        outputs = [output.outputs[0].token_ids for output in self._run(requests, params)]
+        return [str(tokenizer.decode(list(tokens), skip_special_tokens=True)).strip() for tokens in outputs]
 
     def close(self) -> None:
         """End the engine, a half-built one too; the next `load` starts one in this process."""
         if self._llm is not None:
             self._llm.llm_engine.engine_core.shutdown()
-        self._llm = None
+        self._llm = self._embeddings = None
         gc.collect()
         cleanup_dist_env_and_memory()
 
@@ -155,12 +199,17 @@ class VllmEvaluator:
         if self._tensor_parallel_size > 1:
             # workers of this node, so that they inherit the GPUs this process was granted
             arguments |= {"tensor_parallel_size": self._tensor_parallel_size, "distributed_executor_backend": "mp"}
+        if sees_images(config):
+            arguments |= {
+                "hf_overrides": language_model_config,
+                "enable_prompt_embeds": True,
+                "worker_extension_cls": WORKER_EXTENSION,
+            }
         return arguments | REQUIRED_ARGUMENTS.get(text_config(config)["model_type"], {})
 
-    def _run(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[RequestOutput]:
+    def _run(self, requests: Sequence[TokensPrompt | EmbedsPrompt], params: SamplingParams) -> list[RequestOutput]:
         assert self._llm is not None, "load a checkpoint first"
-        with self._engine_errors(f"score {len(prompts)} prompts"):
-            requests = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts]
+        with self._engine_errors(f"score {len(requests)} prompts"):
             return self._llm.generate(requests, params, use_tqdm=False)
 
     @contextmanager
@@ -181,6 +230,10 @@ def _supply_operators(config: dict[str, Any]) -> None:
         from workers.engine import mamba_on_cpu  # here: no other model needs what it imports
 
         mamba_on_cpu.supply_operators()
+
+
+def _tokens(prompts: Sequence[Sequence[int]]) -> list[TokensPrompt]:
+    return [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts]
 
 
 def _identity(config: dict[str, Any], dtype: str, max_length: int) -> str:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent
 MINIS = ("mini_llama",)
-FOLDERS = (*MINIS, "tasks")
+FOLDERS = (*MINIS, "tasks", "mini_images")
 
 
 def zoo_names() -> list[str]:
     """Every name `zoo_path` knows: each shipped folder, and each file in it as `<folder>/<file>`."""
-    files = [path.relative_to(ROOT) for folder in FOLDERS for path in (ROOT / folder).iterdir() if path.is_file()]
+    files = [path.relative_to(ROOT) for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file()]
     return sorted([*FOLDERS, *(file.as_posix() for file in files)])
 
 

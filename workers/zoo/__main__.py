@@ -19,7 +19,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m workers.zoo", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", metavar="list | verify | train")
     verbs.add_parser("list", help="parameters and perplexity of every mini model (the default)")
-    verbs.add_parser("verify", help="checksums, and held-out perplexities computed again")
+    verbs.add_parser("verify", help="checksums, and held-out perplexities and answers computed again")
     training = verbs.add_parser("train", help="rebuild one into a folder of the same layout as this one")
     training.add_argument("name", choices=RECIPES)
     training.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder to write (%(default)s)")
@@ -36,7 +36,7 @@ def main() -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     folder = arguments.out / arguments.name
-    if (folder / "model.safetensors").exists() and not arguments.overwrite:
+    if any(folder.rglob("*.safetensors")) and not arguments.overwrite:
         print(f"{folder} holds a model; choose another --out or give --overwrite", file=sys.stderr)
         return 2
     torch.set_num_threads(arguments.threads)

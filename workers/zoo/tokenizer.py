@@ -1,13 +1,14 @@
 """Byte-level BPE for the mini models: no unknown token, no token added unless asked for."""
 
 from collections.abc import Iterable
-from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 VOCAB_SIZE = 1_024
 # One token begins, ends and pads: it closes every training document, so it stands before every next one as well.
 END_OF_TEXT = "<|endoftext|>"
+IMAGE = "<image>"  # stands for one patch; the first token after the vocabulary, for a model that sees
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> Tokenizer:
@@ -25,15 +26,16 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> Token
     return tokenizer
 
 
-def save_tokenizer(tokenizer: Tokenizer, directory: Path, max_length: int) -> None:
-    """Write tokenizer.json and tokenizer_config.json as transformers' AutoTokenizer reads them."""
+def fast_tokenizer(tokenizer: Tokenizer, max_length: int, *, sees: bool = False) -> Any:
+    """As transformers has it; save_pretrained writes what AutoTokenizer reads. sees: IMAGE is one more token."""
     from transformers import PreTrainedTokenizerFast
 
-    PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,
         pad_token=END_OF_TEXT,
         model_max_length=max_length,
         clean_up_tokenization_spaces=False,
-    ).save_pretrained(directory)
+        **({"extra_special_tokens": {"image_token": IMAGE}} if sees else {}),
+    )

@@ -1,7 +1,10 @@
-"""Train a mini model: windows of one token stream, Muon for the matrices of the blocks, AdamW for everything else."""
+"""Train a mini model: windows of one token stream, and of images where the model sees.
+
+Muon for the matrices of the blocks, and of tower and projector; AdamW for everything else.
+"""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +13,12 @@ from torch import Tensor, nn
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
 from workers.models.selective_scan import linear_scan
+from workers.zoo.images.windows import WindowMaker
 from workers.zoo.muon import Muon
 from workers.zoo.routing import balance_loss, recorded
 
 SEQUENCE_LENGTH = 256
+NOT_LEARNED = -100
 
 
 @dataclass(frozen=True)
@@ -22,11 +27,15 @@ class TrainRecipe:
 
     head_rate: of the head and of whatever is neither a block's matrix, the embedding nor a norm. balance: how much the
     load of the experts counts beside the loss in nats. products: dtype of the matrix products; everything else is
-    float32.
+    float32. sight_steps: how long tower and projector learn to see before. image_batch_size: windows with images in a
+    step, beside batch_size windows of text; image_share: how much their answers count, of 1.
     """
 
     num_steps: int = 900
     batch_size: int = 16
+    sight_steps: int = 0
+    image_batch_size: int = 0
+    image_share: float = 0.5
     seed: int = 0
     hidden_rate: float = 0.02
     embedding_rate: float = 1e-2
@@ -38,20 +47,60 @@ class TrainRecipe:
     products: str = "bfloat16"
 
 
-def next_token_loss(model: Any, windows: Tensor) -> Tensor:
-    """Mean negative log-likelihood in nats of tokens 2..length. windows: [batch, length] int64 -> scalar float32."""
-    logits = model(input_ids=windows, use_cache=False).logits[:, :-1].float()
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+@dataclass(frozen=True)
+class Batch:
+    """Part of a step. inputs: what the model is called with, `input_ids` [batch, length] int64 among it.
+
+    labels: the same tokens, NOT_LEARNED where they need not be predicted. share: how much its mean loss counts.
+    """
+
+    inputs: dict[str, Tensor]
+    labels: Tensor
+    share: float = 1.0
+
+    @classmethod
+    def of_text(cls, windows: Tensor, share: float = 1.0) -> "Batch":
+        """Every token of windows [batch, length] int64 is learned."""
+        return cls({"input_ids": windows}, windows, share)
 
 
-def schedule(step: int, recipe: TrainRecipe) -> float:
+def next_token_loss(model: Any, batch: Batch) -> Tensor:
+    """Mean negative log-likelihood in nats of the labels among tokens 2..length, a scalar in float32."""
+    logits = model(**batch.inputs, use_cache=False).logits[:, :-1].float()
+    labels = batch.labels[:, 1:].flatten()
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels, ignore_index=NOT_LEARNED)
+
+
+def schedule(step: int, num_steps: int, recipe: TrainRecipe) -> float:
     """Share of the peak rate at `step` (0-based): linear warm-up, plateau, linear decay to nearly zero."""
-    warmup = max(1, round(recipe.warmup_share * recipe.num_steps))
-    decay = max(1, round(recipe.decay_share * recipe.num_steps))
-    return min(1.0, (step + 1) / warmup, (recipe.num_steps - step) / decay)
+    warmup = max(1, round(recipe.warmup_share * num_steps))
+    decay = max(1, round(recipe.decay_share * num_steps))
+    return min(1.0, (step + 1) / warmup, (num_steps - step) / decay)
 
 
-def batches(tokens: Tensor, recipe: TrainRecipe) -> Iterator[Tensor]:
+def set_rates(optims: Iterable[torch.optim.Optimizer], share: float) -> None:
+    """Set every rate to a share of what it was made with."""
+    for optim in optims:
+        for group in optim.param_groups:
+            group["lr"] = share * group.setdefault("initial_lr", group["lr"])
+
+
+def steps(tokens: Tensor, recipe: TrainRecipe, windows: WindowMaker | None = None) -> Iterator[list[Batch]]:
+    """Endless steps: text of one stream [n] int64, and answers about images where the model sees some.
+
+    windows: makes those with images; null for a model that reads only. Raises ValueError as `text_windows` does.
+    """
+    for number, text in enumerate(text_windows(tokens, recipe)):
+        if windows is None:
+            yield [Batch.of_text(text)]
+            continue
+        shown = windows.make(number * recipe.image_batch_size, recipe.image_batch_size)
+        inputs = {"input_ids": shown.input_ids, "pixel_values": shown.pixel_values}
+        labels = shown.input_ids.where(shown.answers, NOT_LEARNED)
+        yield [Batch.of_text(text, 1 - recipe.image_share), Batch(inputs, labels, recipe.image_share)]
+
+
+def text_windows(tokens: Tensor, recipe: TrainRecipe) -> Iterator[Tensor]:
     """Endless batches [batch_size, SEQUENCE_LENGTH]; each epoch cuts the stream at a new offset and shuffles windows.
 
     Raises ValueError when the stream is shorter than one batch and one window.
@@ -70,16 +119,16 @@ def batches(tokens: Tensor, recipe: TrainRecipe) -> Iterator[Tensor]:
         yield from (part for part in windows[order].split(recipe.batch_size) if len(part) == recipe.batch_size)
 
 
-def block_matrices(model: Any) -> list[Tensor]:
-    """Weights of the linears inside the blocks [out, in], and experts where they are stored as one [n, out, in]."""
-    head = model.get_output_embeddings()
-    linears = [m.weight for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
-    return linears + [p for m in model.modules() if isinstance(m, MixtralExperts) for p in m.parameters()]
+def matrices(module: nn.Module) -> list[Tensor]:
+    """Weights of the linears of a module [out, in], and experts where they are stored as one [n, out, in]."""
+    linears = [m.weight for m in module.modules() if isinstance(m, nn.Linear)]
+    return linears + [p for m in module.modules() if isinstance(m, MixtralExperts) for p in m.parameters()]
 
 
 def optimizers(model: Any, recipe: TrainRecipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW without decay for everything else."""
-    hidden = block_matrices(model)
+    """Muon for every matrix but embedding and head, AdamW without decay for everything else."""
+    head = model.get_output_embeddings().weight
+    hidden = [matrix for matrix in matrices(model) if matrix is not head]
     embedding = [*model.get_input_embeddings().parameters()]
     embedding += [p for name, p in model.named_parameters() if name.endswith("norm.weight")]
     seen = {id(p) for p in [*hidden, *embedding]}
@@ -93,8 +142,13 @@ def optimizers(model: Any, recipe: TrainRecipe) -> list[torch.optim.Optimizer]:
     ]
 
 
-def train(make: Callable[[], Any], tokens: Tensor, recipe: TrainRecipe, report: Callable[[int, float], None]) -> Any:
-    """A model trained on one token stream [n] int64, float32 weights; `report(step, loss)` is called after each step.
+def train(
+    make: Callable[[], Any],
+    batches: Iterable[Sequence[Batch]],
+    recipe: TrainRecipe,
+    report: Callable[[int, float], None],
+) -> Any:
+    """A model trained on the first steps of `batches`, float32 weights; `report(step, loss)` is called after each step.
 
     make: gives a Transformers model with random weights.
     """
@@ -102,14 +156,11 @@ def train(make: Callable[[], Any], tokens: Tensor, recipe: TrainRecipe, report: 
     model = make()
     model.train()
     optims = optimizers(model, recipe)
-    peaks = [[group["lr"] for group in optim.param_groups] for optim in optims]
     bfloat16 = recipe.products == "bfloat16"
-    for step, windows in enumerate(itertools.islice(batches(tokens, recipe), recipe.num_steps)):
-        for optim, rates in zip(optims, peaks, strict=True):
-            for group, peak in zip(optim.param_groups, rates, strict=True):
-                group["lr"] = peak * schedule(step, recipe)
+    for step, parts in enumerate(itertools.islice(batches, recipe.num_steps)):
+        set_rates(optims, schedule(step, recipe.num_steps, recipe))
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16), linear_scan(), recorded(model) as logits:
-            loss = next_token_loss(model, windows)
+            loss = torch.stack([part.share * next_token_loss(model, part) for part in parts]).sum()
         (loss + recipe.balance * balance_loss(model, logits)).backward()
         for optim in optims:
             optim.step()

@@ -23,6 +23,7 @@ from tests.workers.arch.tiny import (
 from tests.workers.tiny_models import canary_of
 from tests.workers.tiny_requests import random_windows
 from workers.checkpoint import CheckpointReader
+from workers.export import ordinary
 from workers.packing import PACKED
 
 W4 = UniformScheme(bits=4)
@@ -108,5 +109,6 @@ def test_calibration_in_sixteen_bits_runs_through_every_block(name: str, tmp_pat
 def test_the_transformers_evaluator_scores_it(name: str, tmp_path: Path) -> None:
     model = write(name, tmp_path / "model")
     expected = log_probabilities(load(name, model), TOKENS)
-    found = torch.tensor(canary_of(model, TOKENS.tolist()).reference)
+    with ordinary(model) as whole:
+        found = torch.tensor(canary_of(whole, TOKENS.tolist()).reference)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

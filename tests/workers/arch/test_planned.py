@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
 from orchestrator.config_shapes import shape_from_config
 from orchestrator.shapes import block_kinds, block_linears, parameters
 from tests.workers.arch.tiny import MODELS, stream_of, write
-from workers.checkpoint import SINGLE
+from workers.checkpoint import CheckpointReader
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -17,7 +16,8 @@ def test_the_planner_counts_the_parameters_of_the_files(name: str, tmp_path: Pat
     architecture = MODELS[name][0]
     model = write(name, tmp_path / "model")
     shape = shape_from_config(json.loads((model / "config.json").read_text()), model)
-    tensors = load_file(model / SINGLE)
+    reader = CheckpointReader(model)
+    tensors = reader.read(reader.files)
     counts = parameters(architecture, shape)
     assert counts.total == sum(tensor.numel() for tensor in tensors.values())
     stream = stream_of(name, model)

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from conf.schema import UniformScheme
 from tests.workers.tiny_requests import VOCAB_SIZE, request_for, write_tokenizer
+from tests.workers.tiny_vila import vila_config
 from workers.api import Manifest, ModelRef, QuantizeRequest
 from workers.arch import ARCHITECTURES
-from workers.export import write_dense
+from workers.export import ordinary, write_dense
 from workers.layout import checkpoint_directory
+from workers.model_parts import tokenizer_folder
 from workers.pipeline import quantize
 from workers.stream import BlockStream
 
@@ -68,6 +70,12 @@ def _llava(**sizes: Any) -> Any:
     return transformers.LlavaForConditionalGeneration(config)
 
 
+def _vila(**sizes: Any) -> Any:
+    from workers.models.vila import VilaForConditionalGeneration
+
+    return VilaForConditionalGeneration(vila_config({**ATTENTION, **sizes}, image_token_index=VOCAB_SIZE - 1))
+
+
 def _deepseek_moe(**sizes: Any) -> Any:
     from workers.models import register
     from workers.models.deepseek_moe import DeepseekConfig, DeepseekForCausalLM
@@ -85,6 +93,7 @@ MODELS: dict[str, tuple[str, Callable[..., Any], dict[str, Any]]] = {
     "deepseek_moe": ("deepseek_moe", _deepseek_moe, {}),
     "mamba": ("mamba", _mamba, {}),
     "llava": ("llava", _llava, {}),
+    "vila": ("vila", _vila, {}),
 }
 OF_EVERY_KIND = [name for name in MODELS if name not in ("llama multi-head", "llama 3.1")]
 
@@ -99,7 +108,7 @@ def write(name: str, directory: Path, *, seed: int = 0, **sizes: Any) -> Path:
             if "norm" in path:
                 parameter.mul_(torch.exp(torch.randn_like(parameter) / 2))
     model.save_pretrained(directory)
-    write_tokenizer(directory, VOCAB_SIZE)
+    write_tokenizer(tokenizer_folder(directory), VOCAB_SIZE)
     return directory
 
 
@@ -132,7 +141,8 @@ def dense(packed: Path, directory: Path) -> Path:
 def load(name: str, directory: Path) -> Any:
     """By the architecture's own class of Transformers, every tensor of the files and no other."""
     auto = getattr(transformers, ARCHITECTURES[MODELS[name][0]].model_class)
-    model, info = auto.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
+    with ordinary(directory) as whole:
+        model, info = auto.from_pretrained(whole, dtype=torch.float32, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"], info
     return model.eval()
 

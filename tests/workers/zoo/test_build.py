@@ -10,11 +10,21 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from workers.zoo import MINIS, ROOT, corpus, zoo_path
 from workers.zoo.__main__ import main
 from workers.zoo.build import encode, training_stream, write_texts
+from workers.zoo.images.windows import WindowMaker
 from workers.zoo.muon import Muon, orthogonalise
 from workers.zoo.recipes import RECIPES
-from workers.zoo.score import perplexity, rounded
+from workers.zoo.score import block_matrices, perplexity, rounded
 from workers.zoo.tokenizer import END_OF_TEXT, train_tokenizer
-from workers.zoo.train import SEQUENCE_LENGTH, TrainRecipe, batches, block_matrices, optimizers, schedule, train
+from workers.zoo.train import (
+    NOT_LEARNED,
+    SEQUENCE_LENGTH,
+    TrainRecipe,
+    optimizers,
+    schedule,
+    steps,
+    text_windows,
+    train,
+)
 from workers.zoo.verify import overview, problems, shipped_figures
 
 RECIPE = TrainRecipe()
@@ -86,13 +96,21 @@ def test_a_few_steps_lower_the_loss(name: str) -> None:
     losses: list[float] = []
     recipe = RECIPES[name]
     short = replace(recipe.train, num_steps=20, batch_size=4)
-    train(recipe.make, stream, short, lambda _, loss: losses.append(loss))
+    windows = None
+    if recipe.processor is not None:
+        windows = WindowMaker(recipe.processor(shipped_tokenizer(), 512), 0, SEQUENCE_LENGTH)
+    train(recipe.make, steps(stream, short, windows), short, lambda _, loss: losses.append(loss))
     assert losses[0] == pytest.approx(math.log(1024), abs=0.3)
     assert sum(losses[-3:]) / 3 < losses[0] - 0.7
 
 
 # Names of what a block holds beside its matrices.
-KEPT = ("norm", "gate.weight", "A_log", "conv1d", "bias", ".D")
+KEPT = ("norm", "gate.weight", "A_log", "conv1d", "bias", ".D", "projector.layers.1.weight")
+MATRICES = (
+    *("proj.weight", "_proj", "fc1.weight", "fc2.weight", "linear_1.weight", "linear_2.weight"),
+    *("projector.layers.2.weight", "projector.layers.4.weight"),
+)
+WITH_MATRICES = (".layers.", ".multi_modal_projector.", ".vision_tower.head.")
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -104,7 +122,7 @@ def test_muon_gets_the_matrices_of_the_blocks_and_adam_everything_else(name: str
         for optimizer in optimizers(model, RECIPE)
     )
     assert muon | adam == set(names.values()) and not muon & adam
-    assert all(".layers." in n and n.endswith(("proj.weight", "_proj")) for n in muon)
+    assert all(any(place in n for place in WITH_MATRICES) and n.endswith(MATRICES) for n in muon)
     assert all(".layers." not in n or any(kept in n for kept in KEPT) for n in adam)
 
 
@@ -150,18 +168,41 @@ def test_muon_refuses_vectors() -> None:
 
 def test_one_epoch_of_batches_has_no_window_twice() -> None:
     stream = torch.arange(40 * SEQUENCE_LENGTH)
-    source = batches(stream, replace(RECIPE, batch_size=3))
+    source = text_windows(stream, replace(RECIPE, batch_size=3))
     starts = torch.cat([next(source)[:, 0] for _ in range(13)])
     assert len(starts.unique()) == 39
 
 
 def test_a_stream_shorter_than_a_batch_is_refused() -> None:
     with pytest.raises(ValueError, match="give more text"):
-        next(batches(torch.zeros(100, dtype=torch.long), RECIPE))
+        next(text_windows(torch.zeros(100, dtype=torch.long), RECIPE))
+
+
+def test_a_step_of_a_model_that_reads_is_text_and_every_token_is_learned() -> None:
+    stream = torch.arange(40 * SEQUENCE_LENGTH)
+    (part,) = next(steps(stream, RECIPE))
+    assert torch.equal(part.inputs["input_ids"], next(text_windows(stream, RECIPE)))
+    assert torch.equal(part.labels, part.inputs["input_ids"])
+    assert part.share == 1
+
+
+def test_a_step_of_a_model_that_sees_is_text_and_answers_about_new_images() -> None:
+    recipe = RECIPES["mini_llava"]
+    assert recipe.processor is not None
+    maker = WindowMaker(recipe.processor(shipped_tokenizer(), 512), 0, SEQUENCE_LENGTH)
+    short = replace(recipe.train, batch_size=2, image_batch_size=3)
+    source = steps(torch.arange(40 * SEQUENCE_LENGTH) % 1024, short, maker)
+    (text, shown), (_, next_shown) = next(source), next(source)
+    assert text.share + shown.share == 1
+    assert len(text.labels) == 2 and len(shown.labels) == 3
+    learned = shown.labels != NOT_LEARNED
+    assert torch.equal(shown.labels[learned], shown.inputs["input_ids"][learned])
+    assert torch.equal(learned, maker.make(0, 3).answers)
+    assert torch.equal(next_shown.inputs["pixel_values"], maker.make(3, 3).pixel_values)
 
 
 def test_the_rate_rises_holds_and_falls() -> None:
-    shares = [schedule(step, replace(RECIPE, num_steps=100)) for step in range(100)]
+    shares = [schedule(step, 100, RECIPE) for step in range(100)]
     peak = shares.index(1.0)
     assert shares[:peak] == sorted(shares[:peak])
     assert shares[peak:] == sorted(shares[peak:], reverse=True)

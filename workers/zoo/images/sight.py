@@ -1,0 +1,56 @@
+"""Teach a tower and its projector to see before the language model learns to say what they see.
+
+A head that is thrown away afterwards reads from all tokens of an image what is at each place. Without this an answer's
+loss says nothing for hundreds of steps: whoever speaks has to see first, and whoever sees has to be asked.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from workers.zoo.images.scenes import COLORS, PLACES, SHAPES, Scene, draw, scene
+from workers.zoo.images.windows import WindowMaker
+from workers.zoo.train import TrainRecipe, optimizers, schedule, set_rates
+
+BATCH_SIZE = 64
+HEAD_RATE = 1e-3
+NOTHING = 1  # one more colour and one more shape: those of a place that is empty
+
+
+def learn_to_see(model: Any, maker: WindowMaker, seed: int, recipe: TrainRecipe) -> float:
+    """Train what `model.get_image_features` uses, in place, for recipe.sight_steps; the last loss in nats.
+
+    Scenes are those of `seed`. The language model gets no gradient, and stays as it is.
+    """
+    optims: list[torch.optim.Optimizer] = optimizers(model, recipe)
+    head: nn.Linear | None = None
+    loss = torch.zeros(())
+    for step in range(recipe.sight_steps):
+        scenes = [scene(seed, step * BATCH_SIZE + i) for i in range(BATCH_SIZE)]
+        pixels = maker.pixel_values([draw(each) for each in scenes])
+        features = torch.stack(tuple(model.get_image_features(pixel_values=pixels).pooler_output)).flatten(1)
+        if head is None:
+            head = nn.Linear(features.shape[1], len(PLACES) * (len(COLORS) + len(SHAPES) + 2 * NOTHING))
+            optims.append(torch.optim.AdamW(head.parameters(), lr=HEAD_RATE))
+        set_rates(optims, schedule(step, recipe.sight_steps, recipe))
+        loss = _loss(head(features).view(BATCH_SIZE * len(PLACES), -1), scenes)
+        loss.backward()
+        for optim in optims:
+            optim.step()
+            optim.zero_grad(set_to_none=True)
+    return loss.item()
+
+
+def _loss(logits: Tensor, scenes: list[Scene]) -> Tensor:
+    """Cross-entropy of colour and of shape at every place. logits: [scenes * places, colours and shapes]."""
+    colors = torch.full((len(scenes), len(PLACES)), len(COLORS))
+    shapes = torch.full((len(scenes), len(PLACES)), len(SHAPES))
+    for number, each in enumerate(scenes):
+        for thing in each.things:
+            place = list(PLACES).index(thing.place)
+            colors[number, place] = list(COLORS).index(thing.color)
+            shapes[number, place] = SHAPES.index(thing.shape)
+    color_logits, shape_logits = logits.split([len(COLORS) + NOTHING, len(SHAPES) + NOTHING], dim=1)
+    cross_entropy = nn.functional.cross_entropy
+    return cross_entropy(color_logits, colors.flatten()) + cross_entropy(shape_logits, shapes.flatten())
