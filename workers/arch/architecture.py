@@ -85,7 +85,9 @@ class Architecture:
     a model without attention. experts: where every block with experts keeps them in fused three-dimensional parameters,
     for which modules of their own are put (workers.experts), or null. renamed: what turns names of stored tensors into
     names of modules, as regular expressions and their replacements, in this order; a name that none matches is a
-    module's already. refused: stored names that do not fit, as regular expressions, and what to do about them.
+    module's already. refused: stored names that do not fit, as regular expressions, and what to do about them. tower:
+    the modules that make tokens of images, none for a model that only reads; image_writer: the linear of them whose
+    outputs these tokens are.
     """
 
     name: str
@@ -101,6 +103,8 @@ class Architecture:
     experts: str | None = None
     renamed: tuple[tuple[str, str], ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
+    tower: tuple[str, ...] = ()
+    image_writer: str | None = None
 
     @property
     def groups(self) -> tuple[LinearGroup, ...]:

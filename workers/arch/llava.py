@@ -1,14 +1,11 @@
-"""LLaVA 1.5 as Transformers has it: LLaMA behind an image tower and a projector, which keep their bits.
-
-Calibration is text alone, so that tower and projector never run.
-"""
+"""LLaVA 1.5 as Transformers has it: LLaMA behind an image tower and a projector, which keep their bits."""
 
 from workers.arch.architecture import Architecture, BlockKind
 from workers.arch.parts import ATTENTION, swiglu
 
 LLAVA = Architecture(
     name="llava",
-    recipe=1,
+    recipe=2,
     model_class="AutoModelForImageTextToText",
     embedding="model.language_model.embed_tokens",
     rotary="model.language_model.rotary_emb",
@@ -19,7 +16,9 @@ LLAVA = Architecture(
     renamed=(
         (r"^language_model\.lm_head\.", "lm_head."),
         (r"^language_model\.model\.", "model.language_model."),
-        (r"^vision_tower\.", "model.vision_tower."),
+        (r"^vision_tower\.(vision_model\.)?", "model.vision_tower."),
         (r"^multi_modal_projector\.", "model.multi_modal_projector."),
     ),
+    tower=("model.vision_tower", "model.multi_modal_projector"),
+    image_writer="model.multi_modal_projector.linear_2",
 )
