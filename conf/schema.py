@@ -424,8 +424,10 @@ class CalibrationConf:
 
     source: c4 (random crops of long documents), c4_short (up to num_sequences documents no longer than sequence_length,
     joined and cut: AWQ's), wikitext2 and text (random crops of one stream), tokens (an int npy
-    [num_sequences, sequence_length], taken as it is). path: a local file in the same layout; null means the hub
-    (`zoo:<file>`: a file shipped with the project). experts: what becomes of an expert that fewer tokens reach than it
+    [num_sequences, sequence_length], taken as it is), images (conversations of an image, a question and its answer,
+    from a folder as workers/image_questions.py says; for models that see). path: a local file in the same layout; null
+    means the hub (`zoo:<file>`: a file shipped with the project). prompt: of images, Jinja over the columns of a
+    question; null is LLaVA-1.5's. experts: what becomes of an expert that fewer tokens reach than it
     has inputs, which is degraded: blend (its Hessian with that of all tokens, as many of these as it has inputs),
     nearest (its inputs are taken to be white, so that rounding is to nearest) or own (what it has). all: every token
     goes through every expert as statistics are taken, and none lacks any.
@@ -436,6 +438,7 @@ class CalibrationConf:
     path: Optional[str] = None
     num_sequences: int = 128
     sequence_length: int = 2048
+    prompt: Optional[str] = None
     experts: str = "blend"  # blend | nearest | own | all
 
 

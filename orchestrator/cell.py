@@ -12,6 +12,7 @@ from conf.schema import CalibrationConf, CellConf, SchemeConf, ShapeConf, SuiteC
 from workers.api import ModelRef, TextRef
 from workers.arch import ARCHITECTURES, Architecture
 from workers.canonical import plain
+from workers.datasets import IMAGES
 from workers.methods.registry import PIPELINE_RECIPE, recipes
 from workers.task_files import task_file_key
 
@@ -127,6 +128,7 @@ def _calibration_payload(conf: CalibrationConf, text: TextRef, architecture: Arc
         "text": text.fingerprint,
         "num_sequences": conf.num_sequences,
         "sequence_length": conf.sequence_length,
+        **({"prompt": conf.prompt} if text.source == IMAGES else {}),
     }
 
 

@@ -1,11 +1,12 @@
-"""Choices of a cell that fit some architectures only: what becomes of experts, which linears keep their bits."""
+"""Choices of a cell that fit some architectures only: experts, images to calibrate on, linears that keep their bits."""
 
 import difflib
 
-from conf.schema import CellConf, GptaqRound, MethodConf
+from conf.schema import CalibrationConf, CellConf, GptaqRound, MethodConf
 from orchestrator.models import ResolvedModel
 from orchestrator.shapes import block_kinds, block_linears
 from workers.arch import ARCHITECTURES, is_skipped
+from workers.datasets import IMAGES
 
 EXPERTS = ("blend", "nearest", "own", "all")  # calibration.experts
 
@@ -18,6 +19,15 @@ def expert_problems(architecture: str, config: CellConf) -> list[str]:
             "method.round: GPTAQ compares each input with that of the original model, whose router may have sent the "
             "token to other experts; set calibration.experts=all"
         ]
+    return []
+
+
+def image_problems(architecture: str, calibration: CalibrationConf) -> list[str]:
+    """Why a model cannot be calibrated on images, or nothing."""
+    if calibration.source != IMAGES:
+        return [] if calibration.prompt is None else ["calibration.prompt: it is for calibration.source=images"]
+    if not ARCHITECTURES[architecture].tower:
+        return [f"calibration.source=images: {architecture} reads and sees no images; calibrate on text"]
     return []
 
 

@@ -42,6 +42,7 @@ from orchestrator.slot_memory import (
     training_bytes,
 )
 from workers.arch import is_skipped
+from workers.datasets import IMAGES
 from workers.methods.accounting import stored_bits
 from workers.methods.registry import follows_original, shares_statistics
 
@@ -142,8 +143,9 @@ class QuantizeMemory:
 
     On the device: block and collected (Hessians and samples of its inputs), and beside them the largest of window
     (intermediate values of one batch), training (slot tune, its window included), rotation and solver (the linear being
-    rounded, and what was learned); or, alone before and after the loop, vocabulary (a matrix of it, and what a rotation
-    makes of it). On the host: activations and read (a block as it lies in the file).
+    rounded, and what was learned); or, alone before and after the loop, vocabulary (a matrix of it, what a rotation
+    makes of it, and what makes tokens of images where there are any). On the host: activations and read (a block as it
+    lies in the file).
     """
 
     vocabulary: int
@@ -185,10 +187,11 @@ def quantize_memory(
     batch = max(calibration.sequence_length, BATCH_TOKENS)
     training = training_bytes(weights, method, numerics)
     rotation = rotation_bytes(shape, method, numerics)
+    tower = shape.extra_parameters * compute if calibration.source == IMAGES else 0
     if isinstance(method.tune, BlockTune):
         training += AUTOGRAD_COPIES * method.tune.batch_size * calibration.sequence_length * token * 4
     return QuantizeMemory(
-        vocabulary=shape.vocab_size * shape.hidden_size * compute + rotation,
+        vocabulary=shape.vocab_size * shape.hidden_size * compute + rotation + tower,
         block=block_size * compute,
         collected=max(collected_bytes(block, method) for block in seen),
         window=batch * token * compute + max(recorded_bytes(block, method, batch) for block in seen),

@@ -4,7 +4,6 @@ Everything that can be known before a cell starts is checked here, and all probl
 """
 
 import functools
-import hashlib
 import importlib.metadata
 from collections import Counter
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from conf.schema import (
 from orchestrator import cell as identity
 from orchestrator.averages import average_problems
 from orchestrator.cell import Cell, CellStatus, Engine
-from orchestrator.choices import EXPERTS, expert_problems, skip_problems
+from orchestrator.choices import EXPERTS, expert_problems, image_problems, skip_problems
 from orchestrator.cluster import device
 from orchestrator.engine_choice import DTYPES, ENGINES, SEEING, choose_engine, require
 from orchestrator.model_beside import processor_problems, tokenizer_notes, vocabulary_problem
@@ -42,7 +41,7 @@ from orchestrator.sweep import Point, Sweep
 from orchestrator.texts import check_calibration, check_suite, resolve_text
 from workers.api import TextRef
 from workers.canonical import key_of
-from workers.datasets import Split, content_hash
+from workers.datasets import Split, content_hash, folder_hash
 from workers.errors import BadInputError
 from workers.methods.accounting import SCALE_BITS
 from workers.secrets import load_secrets
@@ -184,13 +183,14 @@ class _Resolver:
         texts = {task: self._text(text.source, text.path, "test") for task, text in suite.perplexity.items()}
         if suite.task_path is not None:
             directory = _task_directory(suite.task_path)
-            texts["tasks"] = TextRef("tasks", str(directory), _directory_hash(directory))
+            texts["tasks"] = TextRef("tasks", str(directory), folder_hash(directory))
         files = {task: suite.task_files[task] for task in suite.tasks if task in suite.task_files}
         return texts | {task_file_key(task): _task_file(task, file) for task, file in files.items()}
 
     def _check(self, config: CellConf, model: ResolvedModel, calibration: TextRef, texts: dict[str, TextRef]) -> None:
         problems = illegal(config) + rotation_problems(model.ref.architecture, model.shape, config.method)
         problems += expert_problems(model.ref.architecture, config) + skip_problems(model, config.method)
+        problems += image_problems(model.ref.architecture, config.calibration)
         if isinstance(config.scheme, VectorCodebookScheme):
             problem = codebook_problem(model.ref.architecture, model.shape)
             problems += [problem] if problem else []
@@ -315,13 +315,6 @@ def _task_file(task: str, conf: TaskFileConf) -> TextRef:
     path = local_path(f"{key}.path", conf.path)
     try:
         check_own_task(path, conf)
-        return TextRef("task_file", str(path), content_hash(path) if conf.score is None else _directory_hash(path))
+        return TextRef("task_file", str(path), content_hash(path) if conf.score is None else folder_hash(path))
     except BadInputError as error:
         raise ConfigError(f"{key}: {error}") from error
-
-
-def _directory_hash(directory: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(p for p in directory.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
-        digest.update(f"{path.relative_to(directory)}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return f"sha256:{digest.hexdigest()}"

@@ -18,9 +18,19 @@ from conf.schema import CalibrationConf, SuiteConf
 from orchestrator.paths import local_path
 from workers.api import TextRef
 from workers.calibration import C4_NEW_NUM_DOCUMENTS, check_token_ids, given_windows
-from workers.datasets import HUB_FILES, HubFile, Split, content_hash, read_content, read_documents
+from workers.datasets import (
+    HUB_FILES,
+    IMAGES,
+    HubFile,
+    Split,
+    content_hash,
+    folder_hash,
+    read_content,
+    read_documents,
+)
 from workers.errors import BadInputError, PrerequisiteError
 from workers.hub import HUB_ERRORS
+from workers.image_questions import CALIBRATED_ON, read_image_questions
 
 UNRESOLVED = "unresolved"
 GIVE_FILE: dict[Split, str] = {
@@ -48,10 +58,11 @@ def resolve_text(source: str, path: str | None, *, split: Split, online: bool) -
         role = "calibration" if split == "train" else "suite"
         raise ConfigError(f"{role} text: no source `{source}`; {hint}valid: {', '.join(sources)}")
     if path is not None:
-        return _local(source, path, split)
+        return _folder(path) if source == IMAGES else _local(source, path, split)
     hub_file = sources[source]
     if hub_file is None:
-        raise ConfigError(f"{PATH_KEYS[split]}: source {source} reads a file of yours: {GIVE_FILE[split]}")
+        kind = "folder" if source == IMAGES else "file"
+        raise ConfigError(f"{PATH_KEYS[split]}: source {source} reads a {kind} of yours: {GIVE_FILE[split]}")
     commit = _commit(hub_file, split) if online else UNRESOLVED
     return TextRef(source=source, location=None, fingerprint=hub_file.fingerprint(commit))
 
@@ -70,6 +81,9 @@ def check_calibration(conf: CalibrationConf, ref: TextRef, tokenizer_file: Path 
     if conf.num_sequences > MAX_SEQUENCES:
         raise ConfigError(f"calibration.num_sequences={conf.num_sequences}: at most {MAX_SEQUENCES}")
     if ref.location is None:
+        return
+    if ref.source == IMAGES:
+        _check_images(conf, Path(ref.location))
         return
     if ref.source == "tokens":
         array = read_content(ref.source, Path(ref.location))
@@ -128,6 +142,22 @@ def _local(source: str, path: str, split: Split) -> TextRef:
         return TextRef(source=source, location=str(file), fingerprint=content_hash(file))
     except (BadInputError, OSError) as error:
         raise ConfigError(f"{PATH_KEYS[split]}, read as source {source}: {error}") from error
+
+
+def _folder(path: str) -> TextRef:
+    folder = local_path(PATH_KEYS["train"], path)
+    if not folder.is_dir():
+        raise ConfigError(
+            f"{PATH_KEYS['train']}={path}: no folder; source images reads one with questions.json and images/"
+        )
+    return TextRef(source=IMAGES, location=str(folder), fingerprint=folder_hash(folder))
+
+
+def _check_images(conf: CalibrationConf, folder: Path) -> None:
+    try:
+        read_image_questions(folder, CALIBRATED_ON, conf.prompt)
+    except BadInputError as error:
+        raise ConfigError(f"{PATH_KEYS['train']}: {error}") from error
 
 
 def _check_content(source: str, file: Path, split: Split) -> None:

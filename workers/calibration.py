@@ -7,6 +7,7 @@ Python's Mersenne Twister, one draw for the document and one for the start, both
 import hashlib
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Protocol
 
@@ -29,6 +30,43 @@ class Tokenizer(Protocol):
     """What is asked of a transformers tokenizer; verbose=False: no warning when a text exceeds the model's context."""
 
     def __call__(self, text: str, *, verbose: bool) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The images of calibration windows.
+
+    pixel_values: [images, channels, height, width] float32, as the model wants them. rows: [n, length] int64, which of
+    the tokens that the images become stands there, image after image, per_image tokens each; -1 where text stands.
+    """
+
+    pixel_values: npt.NDArray[np.float32]
+    rows: Windows
+    per_image: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a cell is calibrated on. windows: [n, length]; shown: null for text alone."""
+
+    windows: Windows
+    shown: Shown | None = None
+
+    def first(self, count: int) -> "Calibration":
+        """The first windows, with all images."""
+        shown = None if self.shown is None else replace(self.shown, rows=self.shown.rows[:count])
+        return Calibration(self.windows[:count], shown)
+
+    @property
+    def hash(self) -> str:
+        """The windows' hash; with images, the sha256 over that, over where they stand and over their pixels."""
+        text = token_hash(self.windows)
+        if self.shown is None:
+            return text
+        pixels = self.shown.pixel_values
+        digest = hashlib.sha256(f"{text} {token_hash(self.shown.rows)} {pixels.shape}".encode())
+        digest.update(pixels.astype("<f4").tobytes())
+        return digest.hexdigest()
 
 
 def calibration_windows(
@@ -160,11 +198,23 @@ def token_hash(windows: Windows) -> str:
     return digest.hexdigest()
 
 
-def canary_tokens(windows: Windows) -> list[list[int]]:
-    """Up to eight prompts of up to 64 tokens: the beginnings of windows spread evenly over the calibration set."""
+def canary_tokens(calibration: Calibration) -> list[list[int]]:
+    """Up to eight prompts of up to 64 tokens: the beginnings of windows spread evenly over the calibration set.
+
+    Engines are asked for them without images, so the tokens of images are left out. Raises BadInputError when windows
+    are nothing but images.
+    """
+    windows, shown = calibration.windows, calibration.shown
     count = min(CANARY_NUM_PROMPTS, len(windows))
     chosen = [i * len(windows) // count for i in range(count)]
-    return [windows[i, :CANARY_NUM_TOKENS].tolist() for i in chosen]
+    texts = [windows[i] if shown is None else windows[i][shown.rows[i] < 0] for i in chosen]
+    length = min(CANARY_NUM_TOKENS, *map(len, texts))
+    if length < 2:
+        raise BadInputError(
+            f"calibration windows of {windows.shape[1]} tokens hold no text beside images; raise "
+            "calibration.sequence_length"
+        )
+    return [text[:length].tolist() for text in texts]
 
 
 def _stream_crops(tokens: Windows, count: int, length: int, seed: int) -> Windows:

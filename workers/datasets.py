@@ -26,6 +26,8 @@ Content = str | list[str] | npt.NDArray[np.integer[Any]]  # one stream | documen
 
 DOCUMENTS = ("c4", "c4_new", "c4_short")  # sources in C4's layout
 
+IMAGES = "images"  # a folder in the layout of workers.image_questions
+
 GZIP_MAGIC = b"\x1f\x8b"
 PARQUET_MAGIC = b"PAR1"
 LINES_MAGIC = b'{"te'  # JSON lines of {"text": ...}: documents that stand for a stream
@@ -55,6 +57,7 @@ HUB_FILES: dict[Split, dict[str, HubFile | None]] = {
         "wikitext2": HubFile("Salesforce/wikitext", "wikitext-2-raw-v1/train-00000-of-00001.parquet"),
         "text": None,
         "tokens": None,
+        IMAGES: None,
     },
     "test": {
         "c4": _C4_TEST,
@@ -146,6 +149,24 @@ def content_hash(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def folder_hash(directory: Path) -> str:
+    """sha256 over the names and contents of all files below a directory."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in directory.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+        digest.update(f"{path.relative_to(directory)}\0{content_hash(path)}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def verified_folder(ref: TextRef) -> Path:
+    """A resolved folder, once its files are known to be what the key was made of. Raises BadInputError as above."""
+    assert ref.location is not None
+    path = Path(ref.location)
+    if not path.is_dir():
+        raise BadInputError(f"{path} is not on this node; put it where every node sees it")
+    _require(path, folder_hash(path), ref.fingerprint)
+    return path
+
+
 def _read_wikitext_parquet(path: Path) -> str:
     """The `text` column joined with two newlines, empty lines included, as GPTQ and its successors feed it."""
     import pyarrow  # here, because it costs every start of the command line 0.1 s
@@ -183,13 +204,16 @@ def _verified(path: Path, fingerprint: str) -> Path:
     """The path, once its content is known to be what the key was made of (on this node, now)."""
     if not path.is_file():
         raise BadInputError(f"{path} is not on this node; put it where every node sees it")
-    found = content_hash(path)
-    if found != fingerprint:
-        raise BadInputError(
-            f"{path} is not the file the sweep resolved: sha256 {found[:12]}... instead of {fingerprint[:12]}...; "
-            "start the sweep again"
-        )
+    _require(path, content_hash(path), fingerprint)
     return path
+
+
+def _require(path: Path, found: str, fingerprint: str) -> None:
+    if found != fingerprint:
+        found, expected = (text.removeprefix("sha256:")[:12] for text in (found, fingerprint))
+        raise BadInputError(
+            f"{path} is not what the sweep resolved: sha256 {found}... instead of {expected}...; start the sweep again"
+        )
 
 
 def _download(ref: TextRef) -> Path:

@@ -32,6 +32,7 @@ LETTER_ANSWER = (
     "Answer with the option's letter from the given choices directly."
 )
 MAX_NEW_TOKENS = 16
+CALIBRATED_ON = "exact_match"  # the kind whose answers are read when a folder is for calibration
 
 Item = dict[str, Any]
 

@@ -20,10 +20,11 @@ from workers import checkpoint as ck
 from workers import export, partial
 from workers.api import Canary, LayerReport, Manifest, QuantizeRequest
 from workers.block import BlockData, QuantizedBlock, quantize_block
-from workers.calibration import Windows, calibration_windows, canary_tokens, token_hash
-from workers.datasets import load_content
+from workers.calibration import Calibration, calibration_windows, canary_tokens
+from workers.datasets import IMAGES, load_content, verified_folder
 from workers.errors import NoOpError, NumericalError
 from workers.failures import is_disk_full
+from workers.image_calibration import image_windows
 from workers.layout import checkpoint_directory, partial_directory
 from workers.methods.registry import follows_original, follows_quantized, is_baseline, needs, shares_statistics
 from workers.model_files import load_tokenizer, local_directory
@@ -33,6 +34,7 @@ from workers.process import peak_memory_gib, reset_peak_memory, return_freed_mem
 from workers.rotation import Rotation
 from workers.shared_statistics import SharedStatistics
 from workers.stream import BlockStream
+from workers.transformers_images import load_processor
 
 log = logging.getLogger(__name__)
 
@@ -96,10 +98,10 @@ def _make(request: QuantizeRequest, unfinished: Path) -> Manifest:
     return_freed_memory()
     reset_peak_memory(device)
     stream = BlockStream(request.model, source, dtype=getattr(torch, request.numerics.dtype), device=device)
-    windows = _calibration(request, source, stream.config.get_text_config().vocab_size)
-    canary = torch.tensor(canary_tokens(windows))
+    calibration = _calibration(request, source, stream.config.get_text_config().vocab_size)
+    canary = torch.tensor(canary_tokens(calibration))
     rotation = Rotation.of(request, stream)
-    reports, streams = _walk(request, stream, rotation, unfinished, windows, canary)
+    reports, streams = _walk(request, stream, rotation, unfinished, calibration, canary)
     finished = Canary(
         tokens=canary.tolist(),
         reference=stream.log_probabilities(streams.reference, canary).tolist(),
@@ -116,8 +118,8 @@ def _make(request: QuantizeRequest, unfinished: Path) -> Manifest:
         quantize_key=request.quantize_key,
         source=request.model.fingerprint,
         weight_format=weight_format,
-        calibration_hash=token_hash(windows),
-        calibration_num_tokens=int(windows.size),
+        calibration_hash=calibration.hash,
+        calibration_num_tokens=int(calibration.windows.size),
         bits_per_weight=_mean_bits(reports),
         checkpoint_bytes=num_bytes,
         canary=finished,
@@ -129,10 +131,14 @@ def _make(request: QuantizeRequest, unfinished: Path) -> Manifest:
     )
 
 
-def _calibration(request: QuantizeRequest, source: Path, vocab_size: int) -> Windows:
+def _calibration(request: QuantizeRequest, source: Path, vocab_size: int) -> Calibration:
+    conf = request.calibration
+    if request.calibration_text.source == IMAGES:
+        folder = verified_folder(request.calibration_text)
+        return Calibration(*image_windows(conf, folder, load_processor(source), request.seed, vocab_size))
     content = load_content(request.calibration_text)
     tokenizer = load_tokenizer(request.model, source)
-    return calibration_windows(request.calibration, content, tokenizer, request.seed, vocab_size)
+    return Calibration(calibration_windows(conf, content, tokenizer, request.seed, vocab_size))
 
 
 def _walk(
@@ -140,13 +146,13 @@ def _walk(
     stream: BlockStream,
     rotation: Rotation,
     unfinished: Path,
-    windows: Windows,
+    calibration: Calibration,
     canary: torch.Tensor,
 ) -> tuple[list[LayerReport], Streams]:
     """All blocks in order, taking up what an earlier attempt has left."""
-    shared = SharedStatistics.of(request, token_hash(windows))
+    shared = SharedStatistics.of(request, calibration.hash)
     saved, tensors = partial.take_up(unfinished)
-    streams = _first_streams(request, stream, rotation, windows[:1] if saved else windows, canary)
+    streams = _first_streams(request, stream, rotation, calibration.first(1) if saved else calibration, canary)
     if saved:
         log.info("resuming after block %d of %d", len(saved), stream.num_blocks)
         streams.restore(tensors)
@@ -184,14 +190,14 @@ def _quantize_and_propagate(
 
 
 def _first_streams(
-    request: QuantizeRequest, stream: BlockStream, rotation: Rotation, windows: Windows, canary: torch.Tensor
+    request: QuantizeRequest, stream: BlockStream, rotation: Rotation, given: Calibration, canary: torch.Tensor
 ) -> Streams:
     reference, canary_kwargs = stream.first_inputs(canary)
     quantized = [rotation.states(batch.clone()) for batch in reference]
     method = request.method
     if not needs(method):
         return Streams([], [], reference, quantized, {}, canary_kwargs)
-    calibration, kwargs = stream.first_inputs(torch.tensor(windows))
+    calibration, kwargs = stream.first_inputs(torch.tensor(given.windows), given.shown)
     for index, batch in enumerate(calibration):
         calibration[index] = rotation.states(batch)
     original = [batch.clone() for batch in calibration] if follows_original(method) else []

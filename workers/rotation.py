@@ -1,9 +1,10 @@
 """Slot rotate over a model: hidden states h become V h, and every weight that touches them is turned to fit.
 
 A norm that only divides by the root mean square commutes with V once its gain is in the linears behind it. So with the
-gain g of the norm before: readers W become W diag(g) V^T, writers V W, the embedding E V^T, the head W diag(g) V^T; and
-the values of each head become R v, undone by the linear that reads them (Ashkboos et al. 2024). The model computes what
-it did. Each weight is turned in float64 and rounded once, to the compute dtype.
+gain g of the norm before: readers W become W diag(g) V^T, writers V W, the embedding E V^T, the head W diag(g) V^T.
+What makes tokens of images is a writer too. The values of each head become R v, undone by the linear that reads them.
+(Ashkboos et al. 2024.) The model computes what it did. Each weight is turned in float64 and rounded once, to the
+compute dtype.
 """
 
 import importlib
@@ -108,10 +109,10 @@ class Rotation:
         with stream.loaded(paths.embedding) as embedding:
             (weight,) = embedding.parameters()
             turned = {f"{paths.embedding}.weight": _turned(weight.data, self._residual)}
-        for path in paths.writers:
-            with stream.loaded(path) as writer:
+        if paths.image_writer is not None:
+            with stream.loaded(paths.image_writer) as writer:
                 _turn_linear(writer, self._residual, None, None, writes=True)
-                turned |= {f"{path}.{name}": parameter.detach() for name, parameter in writer.named_parameters()}
+                turned |= {f"{paths.image_writer}.{name}": value.detach() for name, value in writer.named_parameters()}
         with stream.loaded(paths.final_norm) as norm, stream.loaded(paths.head) as head:
             self.turn_head(norm, head)
             for path, module in ((paths.final_norm, norm), (paths.head, head)):

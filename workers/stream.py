@@ -14,6 +14,7 @@ from torch import nn
 
 from workers.api import ModelRef
 from workers.arch import ARCHITECTURES, Architecture, LinearGroup
+from workers.calibration import Shown
 from workers.checkpoint import CheckpointReader
 from workers.errors import BadInputError, NumericalError
 from workers.experts import Experts
@@ -163,8 +164,12 @@ class BlockStream:
             yield module
 
     @torch.no_grad()
-    def first_inputs(self, windows: torch.Tensor) -> tuple[list[torch.Tensor], dict[str, Any]]:
+    def first_inputs(
+        self, windows: torch.Tensor, shown: Shown | None = None
+    ) -> tuple[list[torch.Tensor], dict[str, Any]]:
         """Inputs of block 0 for windows [n, L] of token ids: batches [b, L, hidden] on the host, and its kwargs.
+
+        shown: the images in them, which become tokens through the model's own tower in 16 bits or more.
 
         The kwargs (mask, positions, rotary tables) are the same for every batch: all windows have one length and no
         padding, so they are kept for a batch of one and broadcast.
@@ -175,10 +180,11 @@ class BlockStream:
         batches = []
         self._blocks[0] = catcher
         try:
-            with self.loaded(self.architecture.embedding):
+            with self.loaded(self.architecture.embedding), self._tower(shown):
                 for start, size in [(0, 1), *_batches(len(windows), windows.shape[1])]:
+                    part = slice(start, start + size)
                     try:
-                        self.model(input_ids=windows[start : start + size].to(self.device), use_cache=False)
+                        self.model(**self._called_with(windows[part].to(self.device), shown, part), use_cache=False)
                     except _FirstBlockReached:
                         assert catcher.hidden is not None
                         kwargs = kwargs or catcher.kwargs
@@ -186,6 +192,34 @@ class BlockStream:
         finally:
             self._blocks[0] = first
         return batches[1:], kwargs
+
+    @contextmanager
+    def _tower(self, shown: Shown | None) -> Iterator[None]:
+        """The modules that make tokens of images, with their weights, where there are images."""
+        from transformers import PreTrainedModel
+
+        with ExitStack() as stack:
+            for path in self.architecture.tower if shown is not None else ():
+                module = self.model.get_submodule(path)
+                if isinstance(module, PreTrainedModel):  # its buffers are computed, and not in the files
+                    module = type(module)(module.config).eval()
+                    self._replace(path, module.to(self.device))
+                stack.enter_context(self.loaded(path))
+            yield
+
+    def _called_with(self, tokens: torch.Tensor, shown: Shown | None, part: slice) -> dict[str, torch.Tensor]:
+        """The model's arguments for windows number `part`: tokens [b, L], or their vectors [b, L, hidden]."""
+        if shown is None:
+            return {"input_ids": tokens}
+        rows = torch.from_numpy(shown.rows[part]).to(self.device)
+        is_image = rows >= 0
+        images, place = torch.unique(rows[is_image] // shown.per_image, return_inverse=True)
+        pixels = torch.from_numpy(shown.pixel_values)[images.cpu()].to(self.device, self.dtype)
+        vectors = self.model.get_submodule(self.architecture.embedding)(tokens)
+        if len(images):
+            features = torch.stack(tuple(self.model.get_image_features(pixel_values=pixels).pooler_output))
+            vectors[is_image] = features[place, rows[is_image] % shown.per_image].to(vectors.dtype)
+        return {"inputs_embeds": vectors}
 
     @torch.no_grad()
     def run(

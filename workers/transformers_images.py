@@ -63,6 +63,19 @@ def load_processor(directory: Path) -> Any:
 
 def encoded(processor: Any, prompt: ImagePrompt) -> Any:
     """Token ids, attention mask and pixels of one prompt, as tensors with one row."""
+    text = processor.apply_chat_template([_asked(prompt)], add_generation_prompt=True)
+    return processor(images=list(prompt.images) or None, text=[text], return_tensors="pt")
+
+
+def conversation(processor: Any, prompt: ImagePrompt, reply: str) -> Any:
+    """The same of a prompt and what the model says to it."""
+    said = {"role": "assistant", "content": [{"type": "text", "text": reply}]}
+    text = processor.apply_chat_template([_asked(prompt), said])
+    return processor(images=list(prompt.images) or None, text=[text], return_tensors="pt")
+
+
+def _asked(prompt: ImagePrompt) -> dict[str, Any]:
+    """A user's turn as chat templates take it."""
     parts = prompt.text.split(IMAGE_MARK)
     if len(parts) - 1 != len(prompt.images):
         raise BadInputError(
@@ -72,8 +85,7 @@ def encoded(processor: Any, prompt: ImagePrompt) -> Any:
     for number, part in enumerate(parts):
         content += [{"type": "image"}] if number else []
         content += [{"type": "text", "text": part.strip("\n")}] if part.strip() else []
-    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    return processor(images=list(prompt.images) or None, text=[text], return_tensors="pt")
+    return {"role": "user", "content": content}
 
 
 @torch.inference_mode()

@@ -49,6 +49,7 @@ NO_IDENTITY = {
     "calibration.path",
     "calibration.source",  # enters with the resolved text, below
     "calibration.experts",  # enters where there are experts, below
+    "calibration.prompt",  # enters where there are images, below
 }
 
 
@@ -149,6 +150,14 @@ def test_what_becomes_of_experts_enters_where_there_are_any() -> None:
     for architecture, same in (("llama", True), ("mamba", True), ("mixtral", False), ("deepseek_moe", False)):
         model = replace(MODEL, architecture=architecture)
         assert (quantize_key(config, model) == quantize_key(other, model)) is same
+
+
+def test_the_prompt_of_questions_enters_where_there_are_images() -> None:
+    config = make_config()
+    other = changed(config, "calibration.prompt")
+    for source, same in (("text", True), ("images", False)):
+        text = replace(TEXT, source=source)
+        assert (quantize_key(config, text=text) == quantize_key(other, text=text)) is same
 
 
 def test_every_field_of_a_cell_is_covered_by_some_test_here() -> None:

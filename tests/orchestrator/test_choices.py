@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from conf.schema import GptaqRound, MethodConf, ShapeConf
-from orchestrator.choices import expert_problems, skip_problems
+from orchestrator.choices import expert_problems, image_problems, skip_problems
 from orchestrator.models import ResolvedModel
 from tests.orchestrator.hand_made import MODEL, make_config
 
@@ -20,6 +20,19 @@ def test_gptaq_needs_all_tokens_in_every_expert() -> None:
     assert reason.endswith("set calibration.experts=all")
     config.calibration = replace(config.calibration, experts="all")
     assert expert_problems("mixtral", config) == []
+
+
+def test_a_model_that_reads_is_not_calibrated_on_images() -> None:
+    images = replace(make_config().calibration, source="images", prompt="{{question}}")
+    assert image_problems("llava", images) == []
+    assert image_problems("llama", images) == [
+        "calibration.source=images: llama reads and sees no images; calibrate on text"
+    ]
+
+
+def test_a_prompt_is_for_images() -> None:
+    (reason,) = image_problems("llava", replace(make_config().calibration, prompt="{{question}}"))
+    assert reason == "calibration.prompt: it is for calibration.source=images"
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from conf.schema import CalibrationConf, SuiteConf, TextConf
 from orchestrator import paths, texts
 from orchestrator.texts import check_calibration, check_suite, resolve_text
 from workers.api import TextRef
-from workers.datasets import Split, load_content
-from workers.errors import PrerequisiteError
+from workers.datasets import Split, load_content, verified_folder
+from workers.errors import BadInputError, PrerequisiteError
 
 ROOT = Path(__file__).parents[2]
 VOCAB_SIZE = 100_000
@@ -77,6 +77,27 @@ def test_a_zoo_path_is_a_file_of_the_project(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(paths, "zoo_path", zoo_path)
     ref = resolve_text("text", "zoo:held_out.txt", split="test", online=True)
     assert ref.location == str(tmp_path / "held_out.txt")
+
+
+def test_a_folder_of_images_is_known_by_every_file_in_it(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name / "images").mkdir(parents=True)
+        (tmp_path / name / "images" / "a.png").write_bytes(b"pixels")
+    refs = [resolve_text("images", str(tmp_path / name), split="train", online=True) for name in ("one", "two")]
+    assert refs[0].fingerprint == refs[1].fingerprint
+    assert verified_folder(refs[1]) == tmp_path / "two"
+    (tmp_path / "two" / "images" / "a.png").write_bytes(b"others")
+    changed = resolve_text("images", str(tmp_path / "two"), split="train", online=True)
+    assert changed.fingerprint != refs[1].fingerprint
+    with pytest.raises(BadInputError, match="not what the sweep resolved"):
+        verified_folder(refs[1])
+
+
+def test_questions_that_cannot_be_read_are_refused_before_a_cell_starts(tmp_path: Path) -> None:
+    (tmp_path / "questions.json").write_text("[]")
+    ref = resolve_text("images", str(tmp_path), split="train", online=True)
+    with pytest.raises(ConfigError, match=r"calibration.path: .*a list of questions is needed"):
+        check_calibration(calibration("images", 1, 32), ref, None, VOCAB_SIZE)
 
 
 def test_an_unknown_zoo_path_is_refused() -> None:

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from conf.schema import CalibrationConf
 from workers.calibration import (
+    Calibration,
     calibration_windows,
     canary_tokens,
     check_token_ids,
@@ -176,13 +177,13 @@ def test_20_the_token_hash_changes_with_shape_and_tokenizer() -> None:
 
 def test_canary_prompts_are_spread_over_the_windows() -> None:
     windows = np.arange(128 * 256).reshape(128, 256)
-    prompts = canary_tokens(windows)
+    prompts = canary_tokens(Calibration(windows))
     assert [prompt[0] // 256 for prompt in prompts] == [0, 16, 32, 48, 64, 80, 96, 112]
     assert all(prompt == list(range(prompt[0], prompt[0] + 64)) for prompt in prompts)
 
 
 def test_few_short_windows_give_few_short_canary_prompts() -> None:
-    assert canary_tokens(np.arange(6).reshape(2, 3)) == [[0, 1, 2], [3, 4, 5]]
+    assert canary_tokens(Calibration(np.arange(6).reshape(2, 3))) == [[0, 1, 2], [3, 4, 5]]
 
 
 @given(

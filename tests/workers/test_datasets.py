@@ -199,7 +199,7 @@ def test_a_file_that_changed_or_is_missing_on_this_node_is_refused(tmp_path: Pat
     file.write_text("one")
     ref = local("text", file)
     file.write_text("two")
-    with pytest.raises(BadInputError, match="not the file the sweep resolved"):
+    with pytest.raises(BadInputError, match="not what the sweep resolved"):
         load_content(ref)
     file.unlink()
     with pytest.raises(BadInputError, match="not on this node"):

@@ -84,10 +84,11 @@ class Architecture:
 
     model_class: the Auto class of Transformers that builds it. attention: the implementation it is built with, null for
     a model without attention. experts: where every block with experts keeps them in fused three-dimensional parameters,
-    for which modules of their own are put (workers.experts), or null. writers: linears outside the blocks whose outputs
-    stand in the residual stream as the embedding's do. renamed: what turns names of stored tensors into names of
-    modules, as regular expressions and their replacements, in this order; a name that none matches is a module's
-    already. refused: stored names that do not fit, as regular expressions, and what to do about them.
+    for which modules of their own are put (workers.experts), or null. renamed: what turns names of stored tensors into
+    names of modules, as regular expressions and their replacements, in this order; a name that none matches is a
+    module's already. refused: stored names that do not fit, as regular expressions, and what to do about them. tower:
+    the modules that make tokens of images, none for a model that only reads; image_writer: the linear of them whose
+    outputs these tokens are.
     """
 
     name: str
@@ -101,9 +102,10 @@ class Architecture:
     model_class: str = "AutoModelForCausalLM"
     attention: str | None = "sdpa"
     experts: str | None = None
-    writers: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
+    tower: tuple[str, ...] = ()
+    image_writer: str | None = None
 
     @property
     def groups(self) -> tuple[LinearGroup, ...]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent
 MINIS = ("mini_llama",)
-FOLDERS = (*MINIS, "tasks", "mini_images")
+FOLDERS = (*MINIS, "tasks", "mini_images/calibration", "mini_images/held_out")
 
 
 def zoo_names() -> list[str]:

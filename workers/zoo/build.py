@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from workers.zoo import corpus
-from workers.zoo.images.folder import write_folder
+from workers.zoo.images.folder import write_folders
 from workers.zoo.images.scenes import SEEDS
 from workers.zoo.images.sight import learn_to_see
 from workers.zoo.images.windows import WindowMaker
@@ -29,7 +29,7 @@ from workers.zoo.tokenizer import END_OF_TEXT, fast_tokenizer, train_tokenizer
 from workers.zoo.train import SEQUENCE_LENGTH, TrainRecipe, steps, train
 
 TEXTS = "mini_llama"  # the folder with the texts of all models
-IMAGES = "mini_images"  # the one with questions about images
+IMAGES = "mini_images"  # the one with those of questions about images
 CONTEXT = 512
 FIGURES = "figures.json"
 SUMS = "SHA256SUMS"
@@ -68,7 +68,7 @@ def build(directory: Path, name: str, recipe: Recipe) -> Figures:
     """
     parts = corpus.split(corpus.documents(corpus.standard_library()))
     write_texts(directory, parts)
-    write_folder(directory / IMAGES)
+    write_folders(directory / IMAGES)
     tokenizer = train_tokenizer(parts.train)
     (directory / name).mkdir(parents=True, exist_ok=True)
     stream = training_stream(tokenizer, parts.train)

@@ -7,6 +7,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from workers.model_parts import tokenizer_folder
 from workers.zoo import MINIS, ROOT, corpus, zoo_path
 from workers.zoo.__main__ import main
 from workers.zoo.build import encode, training_stream, write_texts
@@ -70,7 +71,7 @@ def test_shipped_figures_come_from_the_recipe_as_it_stands(name: str) -> None:
 @pytest.mark.parametrize("name", MINIS)
 def test_all_models_have_one_tokenizer(name: str) -> None:
     for file in ("tokenizer.json", "tokenizer_config.json"):
-        assert zoo_path(f"{name}/{file}").read_bytes() == zoo_path(f"mini_llama/{file}").read_bytes()
+        assert (tokenizer_folder(zoo_path(name)) / file).read_bytes() == zoo_path(f"mini_llama/{file}").read_bytes()
 
 
 @pytest.mark.parametrize("name", MINIS)

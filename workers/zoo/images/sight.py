@@ -1,7 +1,8 @@
 """Teach a tower and its projector to see before the language model learns to say what they see.
 
 A head that is thrown away afterwards reads from all tokens of an image what is at each place. Without this an answer's
-loss says nothing for hundreds of steps: whoever speaks has to see first, and whoever sees has to be asked.
+loss says nothing for hundreds of steps. What has learned is frozen then, as LLaVA freezes its tower: trained on, it
+forgets shapes before the language model has a word for them.
 """
 
 from typing import Any
@@ -19,13 +20,14 @@ NOTHING = 1  # one more colour and one more shape: those of a place that is empt
 
 
 def learn_to_see(model: Any, maker: WindowMaker, seed: int, recipe: TrainRecipe) -> float:
-    """Train what `model.get_image_features` uses, in place, for recipe.sight_steps; the last loss in nats.
+    """Train what `model.get_image_features` uses for recipe.sight_steps, then freeze it; the last loss in nats.
 
     Scenes are those of `seed`. The language model gets no gradient, and stays as it is.
     """
     optims: list[torch.optim.Optimizer] = optimizers(model, recipe)
     head: nn.Linear | None = None
     loss = torch.zeros(())
+    learning: list[nn.Parameter] = []
     for step in range(recipe.sight_steps):
         scenes = [scene(seed, step * BATCH_SIZE + i) for i in range(BATCH_SIZE)]
         pixels = maker.pixel_values([draw(each) for each in scenes])
@@ -36,9 +38,12 @@ def learn_to_see(model: Any, maker: WindowMaker, seed: int, recipe: TrainRecipe)
         set_rates(optims, schedule(step, recipe.sight_steps, recipe))
         loss = _loss(head(features).view(BATCH_SIZE * len(PLACES), -1), scenes)
         loss.backward()
+        learning = [parameter for parameter in model.parameters() if parameter.grad is not None]
         for optim in optims:
             optim.step()
             optim.zero_grad(set_to_none=True)
+    for parameter in learning:
+        parameter.requires_grad_(False)
     return loss.item()
 
 

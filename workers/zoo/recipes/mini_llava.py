@@ -1,4 +1,4 @@
-"""LLaVA: 2.0 million parameters; a LLaMA of five blocks behind a CLIP tower of three, which all train together.
+"""LLaVA: 2.0 million parameters; a LLaMA of five blocks behind a CLIP tower of three, which learns to see, then rests.
 
 An image of 48 by 48 pixels becomes 9 tokens. Features are those of the tower's last block (LLaVA takes the one before
 it), so that no block is there for nothing.
@@ -27,7 +27,7 @@ CHAT_TEMPLATE = (
 )
 
 TRAIN = TrainRecipe(
-    num_steps=1600,
+    num_steps=1000,
     batch_size=4,
     sight_steps=200,
     image_batch_size=4,

@@ -5,7 +5,6 @@ becomes 9 places. Features are those of the tower's last block (VILA takes the o
 for nothing; its pooling head is, as in the published tower, and nothing trains it.
 """
 
-from dataclasses import replace
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -15,6 +14,7 @@ from workers.models.vila import PROJECTOR, SIGLIP, VilaConfig, VilaForConditiona
 from workers.models.vila_processor import VilaProcessor
 from workers.zoo.recipes import mini_llava
 from workers.zoo.tokenizer import VOCAB_SIZE, fast_tokenizer
+from workers.zoo.train import TrainRecipe
 
 TOWER: dict[str, Any] = {
     "model_type": SIGLIP,
@@ -25,7 +25,16 @@ TOWER: dict[str, Any] = {
     "image_size": 45,
     "patch_size": 9,
 }
-TRAIN = replace(mini_llava.TRAIN, num_steps=1400)
+TRAIN = TrainRecipe(
+    num_steps=1400,
+    batch_size=4,
+    sight_steps=200,
+    image_batch_size=4,
+    hidden_rate=0.01,
+    embedding_rate=5e-3,
+    head_rate=2e-3,
+    products="float32",
+)
 
 
 def config() -> VilaConfig:
