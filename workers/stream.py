@@ -215,9 +215,10 @@ class BlockStream:
         is_image = rows >= 0
         images, place = torch.unique(rows[is_image] // shown.per_image, return_inverse=True)
         pixels = torch.from_numpy(shown.pixel_values)[images.cpu()].to(self.device, self.dtype)
-        vectors = self.model.get_submodule(self.architecture.embedding)(tokens)
+        model: Any = self.model
+        vectors = model.get_submodule(self.architecture.embedding)(tokens)
         if len(images):
-            features = torch.stack(tuple(self.model.get_image_features(pixel_values=pixels).pooler_output))
+            features = torch.stack(tuple(model.get_image_features(pixel_values=pixels).pooler_output))
             vectors[is_image] = features[place, rows[is_image] % shown.per_image].to(vectors.dtype)
         return {"inputs_embeds": vectors}
 

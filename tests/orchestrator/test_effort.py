@@ -1,6 +1,7 @@
 """What stands over a table: how much calibration and training its numbers rest on."""
 
 from dataclasses import replace
+from typing import Any
 
 from conf.schema import BlockTune, CalibrationConf, MethodConf, NearestRound, NoRound
 from orchestrator.cell import Cell, CellStatus
@@ -10,7 +11,7 @@ from tests.orchestrator.hand_made import make_cell, make_config
 TEXT = "128 windows of 32 tokens (text)"
 
 
-def trained(name: str, **lengths: int) -> Cell:
+def trained(name: str, **lengths: Any) -> Cell:
     method = MethodConf(name=name, category="optimization", tune=BlockTune(["clip"], **lengths), round=NearestRound())
     return make_cell(replace(make_config(), method=method))
 

@@ -17,11 +17,11 @@ from tests.workers.tiny_requests import METHODS, request_for
 from tests.workers.tiny_vila import write_vila
 from workers.api import Manifest, ModelRef, QuantizeRequest, TextRef
 from workers.calibration import Calibration, canary_tokens
-from workers.checkpoint import checkpoint_directory
 from workers.datasets import folder_hash
 from workers.errors import BadInputError
 from workers.export import write_dense
 from workers.image_calibration import image_windows
+from workers.layout import checkpoint_directory
 from workers.pipeline import quantize
 from workers.stream import BlockStream
 from workers.transformers_images import load_model, load_processor

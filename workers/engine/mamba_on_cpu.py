@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from vllm import _custom_ops
 from vllm.model_executor.layers.mamba import mamba_mixer
-from vllm.model_executor.layers.mamba.ops.cpu.mamba_ssm import selective_state_update
+from vllm.model_executor.layers.mamba.ops.cpu import mamba_ssm
 
 from workers.models.selective_scan import CHUNK, chunk_states
 
@@ -21,8 +21,7 @@ def supply_operators() -> None:
     """Give vLLM's Mamba blocks what this build lacks, in this process; may be called again."""
     if hasattr(torch.ops._C, "selective_scan_fwd"):
         return
-    mamba_mixer.selective_scan_fn = selective_scan
-    mamba_mixer.selective_state_update = _next_states
+    vars(mamba_mixer).update(selective_scan_fn=selective_scan, selective_state_update=_next_states)
     vars(_custom_ops).pop("causal_conv1d_weight_pack", None)  # vLLM asks whether it is there, and goes without
 
 
@@ -30,7 +29,8 @@ def _next_states(
     state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor, **options: Any
 ) -> None:
     """vLLM's step for one more token of each sequence; its names and order."""
-    selective_state_update(state, x, dt, A, B, C, D=D, dt_bias=dt_bias, **options)
+    step: Any = mamba_ssm.selective_state_update
+    step(state, x, dt, A, B, C, D=D, dt_bias=dt_bias, **options)
 
 
 def selective_scan(

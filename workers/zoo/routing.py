@@ -49,7 +49,7 @@ def balance_loss(model: nn.Module, logits: dict[str, list[Tensor]]) -> Tensor:
         load_balancing_loss_func((torch.cat(parts).float(),), len(router.weight), router.top_k)
         for parts in logits.values()
     ]
-    return torch.stack(losses).mean() / router.top_k
+    return torch.as_tensor(torch.stack(losses).mean() / router.top_k)
 
 
 @torch.no_grad()
