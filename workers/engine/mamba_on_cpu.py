@@ -1,7 +1,7 @@
 """Mamba 1 where vLLM was built without its operators: the CPU build of vLLM 0.32.
 
 It has no selective scan, which reads prompts; its step for one more token takes the shapes of Mamba 2 alone, and gives
-wrong states where it is handed Mamba 1's in these; and it packs convolutions in bfloat16 into what the block cannot read.
+wrong states where it is handed Mamba 1's in these; it packs bfloat16 convolutions into what the block cannot read.
 Where the scan is there (a GPU, a later version), nothing is replaced. Gu and Dao 2023 (arXiv 2312.00752), equations 2.
 """
 
