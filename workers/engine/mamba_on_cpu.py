@@ -1,8 +1,8 @@
 """Mamba 1 where vLLM was built without its operators: the CPU build of vLLM 0.32.
 
-It has no selective scan, which reads prompts; its step for one more token takes the shapes of Mamba 2 alone, though a
-wrapper beside it gives them; and it packs convolutions in bfloat16 into what the block cannot read. Where the scan is
-there (a GPU, a later version), nothing is replaced. Gu and Dao 2023 (arXiv 2312.00752), equations 2.
+It has no selective scan, which reads prompts; its step for one more token takes the shapes of Mamba 2 alone, and gives
+wrong states where it is handed Mamba 1's in these; it packs bfloat16 convolutions into what the block cannot read.
+Where the scan is there (a GPU, a later version), nothing is replaced. Gu and Dao 2023 (arXiv 2312.00752), equations 2.
 """
 
 from collections import defaultdict
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from vllm import _custom_ops
 from vllm.model_executor.layers.mamba import mamba_mixer
-from vllm.model_executor.layers.mamba.ops.cpu import mamba_ssm
 
 from workers.models.selective_scan import CHUNK, chunk_states
 
@@ -21,16 +20,36 @@ def supply_operators() -> None:
     """Give vLLM's Mamba blocks what this build lacks, in this process; may be called again."""
     if hasattr(torch.ops._C, "selective_scan_fwd"):
         return
-    vars(mamba_mixer).update(selective_scan_fn=selective_scan, selective_state_update=_next_states)
+    vars(mamba_mixer).update(selective_scan_fn=selective_scan, selective_state_update=next_states)
     vars(_custom_ops).pop("causal_conv1d_weight_pack", None)  # vLLM asks whether it is there, and goes without
 
 
-def _next_states(
-    state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor, **options: Any
+def next_states(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    z: Tensor,
+    state_batch_indices: Tensor,
+    out: Tensor,
+    **unused: Any,
 ) -> None:
-    """vLLM's step for one more token of each sequence; its names and order."""
-    step: Any = mamba_ssm.selective_state_update
-    step(state, x, dt, A, B, C, D=D, dt_bias=dt_bias, **options)
+    """One more token of each sequence, as `selective_scan` would have it; into out, like x.
+
+    x, dt, z: [sequences, channels]; B, C: [sequences, states]; state [slots, channels, states]: those at
+    state_batch_indices [sequences, 1] move on by one.
+    """
+    slots = state_batch_indices.flatten()
+    step = torch.nn.functional.softplus(dt.float() + dt_bias)
+    drive = (step * x)[..., None] * B.float()[:, None, :]
+    states = state[slots].float() * torch.exp(step[..., None] * A) + drive
+    state[slots] = states.to(state.dtype)
+    scanned = (states @ C.float()[..., None]).squeeze(-1) + D * x
+    out.copy_(scanned * torch.nn.functional.silu(z.float()))
 
 
 def selective_scan(

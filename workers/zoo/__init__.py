@@ -4,7 +4,7 @@ import difflib
 from pathlib import Path
 
 ROOT = Path(__file__).parent
-MINIS = ("mini_llama",)
+MINIS = ("mini_llama", "mini_gqa_200")
 FOLDERS = (*MINIS, "tasks", "mini_images/calibration", "mini_images/held_out")
 
 
