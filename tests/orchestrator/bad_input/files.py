@@ -169,7 +169,10 @@ TEXT_PLACES = [
     bad(f"suite.path={'x' * 300}", "File name too long"),
     bad("calibration.path=zoo:nope", "calibration.path=zoo:nope", "nearest names"),
     bad("calibration=images calibration.path=missing", "calibration.path=missing: no folder; source images reads one"),
-    bad("calibration=mini_images", "calibration.source=images: llama reads and sees no images"),
+    bad(
+        "calibration=mini_images calibration.path=zoo:mini_images/calibration",
+        "calibration.source=images: llama reads and sees no images",
+    ),
 ]
 TEXTS = [
     *bad_text("", "is empty"),

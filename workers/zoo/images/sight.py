@@ -1,8 +1,9 @@
 """Teach a tower and its projector to see before the language model learns to say what they see.
 
-A head that is thrown away afterwards reads from all tokens of an image what is at each place. Without this an answer's
-loss says nothing for hundreds of steps. What has learned is frozen then, as LLaVA freezes its tower: trained on, it
-forgets shapes before the language model has a word for them.
+A head that is thrown away afterwards reads from an image's tokens what is at each place, and from each token which one
+it is: else a language model cannot say where something is. Without this an answer's loss says nothing for hundreds of
+steps. What has learned is frozen then, as LLaVA freezes its tower: trained on, it forgets shapes before the language
+model has a word for them.
 """
 
 from typing import Any
@@ -25,18 +26,18 @@ def learn_to_see(model: Any, maker: WindowMaker, seed: int, recipe: TrainRecipe)
     Scenes are those of `seed`. The language model gets no gradient, and stays as it is.
     """
     optims: list[torch.optim.Optimizer] = optimizers(model, recipe)
-    head: nn.Linear | None = None
+    head: _Head | None = None
     loss = torch.zeros(())
     learning: list[nn.Parameter] = []
     for step in range(recipe.sight_steps):
         scenes = [scene(seed, step * BATCH_SIZE + i) for i in range(BATCH_SIZE)]
         pixels = maker.pixel_values([draw(each) for each in scenes])
-        features = torch.stack(tuple(model.get_image_features(pixel_values=pixels).pooler_output)).flatten(1)
+        features = torch.stack(tuple(model.get_image_features(pixel_values=pixels).pooler_output))
         if head is None:
-            head = nn.Linear(features.shape[1], len(PLACES) * (len(COLORS) + len(SHAPES) + 2 * NOTHING))
+            head = _Head(*features.shape[1:])
             optims.append(torch.optim.AdamW(head.parameters(), lr=HEAD_RATE))
         set_rates(optims, schedule(step, recipe.sight_steps, recipe))
-        loss = _loss(head(features).view(BATCH_SIZE * len(PLACES), -1), scenes)
+        loss = head.loss(features, scenes)
         loss.backward()
         learning = [parameter for parameter in model.parameters() if parameter.grad is not None]
         for optim in optims:
@@ -47,8 +48,27 @@ def learn_to_see(model: Any, maker: WindowMaker, seed: int, recipe: TrainRecipe)
     return loss.item()
 
 
-def _loss(logits: Tensor, scenes: list[Scene]) -> Tensor:
-    """Cross-entropy of colour and of shape at every place. logits: [scenes * places, colours and shapes]."""
+class _Head(nn.Module):
+    """Reads colour and shape at every place from all tokens of an image, and from each token its number."""
+
+    def __init__(self, num_tokens: int, hidden_size: int) -> None:
+        super().__init__()
+        self.what = nn.Linear(num_tokens * hidden_size, len(PLACES) * (len(COLORS) + len(SHAPES) + 2 * NOTHING))
+        self.which = nn.Linear(hidden_size, num_tokens)
+
+    def loss(self, features: Tensor, scenes: list[Scene]) -> Tensor:
+        """Sum of three mean cross-entropies in nats. features: [scenes, tokens, hidden]."""
+        what = self.what(features.flatten(1)).view(len(scenes) * len(PLACES), -1)
+        colors, shapes = what.split([len(COLORS) + NOTHING, len(SHAPES) + NOTHING], dim=1)
+        true_colors, true_shapes = _truth(scenes)
+        numbers = torch.arange(features.shape[1]).repeat(len(scenes))
+        cross_entropy = nn.functional.cross_entropy
+        seen = cross_entropy(colors, true_colors) + cross_entropy(shapes, true_shapes)
+        return seen + cross_entropy(self.which(features).flatten(0, 1), numbers)
+
+
+def _truth(scenes: list[Scene]) -> tuple[Tensor, Tensor]:
+    """Number of the colour and of the shape at each place, [scenes * places] int64."""
     colors = torch.full((len(scenes), len(PLACES)), len(COLORS))
     shapes = torch.full((len(scenes), len(PLACES)), len(SHAPES))
     for number, each in enumerate(scenes):
@@ -56,6 +76,4 @@ def _loss(logits: Tensor, scenes: list[Scene]) -> Tensor:
             place = list(PLACES).index(thing.place)
             colors[number, place] = list(COLORS).index(thing.color)
             shapes[number, place] = SHAPES.index(thing.shape)
-    color_logits, shape_logits = logits.split([len(COLORS) + NOTHING, len(SHAPES) + NOTHING], dim=1)
-    cross_entropy = nn.functional.cross_entropy
-    return cross_entropy(color_logits, colors.flatten()) + cross_entropy(shape_logits, shapes.flatten())
+    return colors.flatten(), shapes.flatten()
