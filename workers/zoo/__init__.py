@@ -4,7 +4,15 @@ import difflib
 from pathlib import Path
 
 ROOT = Path(__file__).parent
-MINIS = ("mini_llama", "mini_gqa_200")
+MINIS = (
+    "mini_llama",
+    "mini_gqa_200",
+    "mini_gqa_600",
+    "mini_gqa_1800",
+    "mini_mixtral",
+    "mini_deepseek_moe",
+    "mini_mamba",
+)
 FOLDERS = (*MINIS, "tasks", "mini_images/calibration", "mini_images/held_out")
 
 

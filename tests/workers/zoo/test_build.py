@@ -40,7 +40,9 @@ def shipped_llama() -> LlamaForCausalLM:
 
 
 @pytest.mark.slow
-def test_shipped_files_are_what_is_written_of_them() -> None:
+def test_shipped_files_are_what_is_written_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sums of all, and the perplexity of one; `make zoo ARGS=verify` computes all of them."""
+    monkeypatch.setattr("workers.zoo.verify.MINIS", ("mini_llama",))
     assert problems() == []
 
 
@@ -91,7 +93,7 @@ def test_shipped_tokenizer_adds_nothing_and_gives_the_text_back() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", {recipe.make: name for name, recipe in RECIPES.items()}.values())
 def test_a_few_steps_lower_the_loss(name: str) -> None:
     stream = encode(shipped_tokenizer(), zoo_path("mini_llama/calibration.txt").read_text())
     losses: list[float] = []
