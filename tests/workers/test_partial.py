@@ -157,7 +157,7 @@ def test_what_was_saved_is_not_computed_again(
     one = block._quantize_one
 
     def counted(*args: Any) -> Any:
-        quantized.append(args[3])
+        quantized.append(args[0].prefix)
         return one(*args)
 
     monkeypatch.setattr(block, "_quantize_one", counted)
