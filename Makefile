@@ -35,14 +35,15 @@ gc: ## remove checkpoints that no kept cell needs
 zoo: ## the mini models
 
 # The fast tests come first, so that a mistake shows within a minute. The slow ones start processes of their own and wait
-# for them: more of these at a time than there are cores.
+# for them: more of these at a time than there are cores, and in the order of their files, because the longest stand alone
+# in theirs and would come last.
 PYTEST := $(PYTHON) -m pytest
 test: setup ## every test that needs neither GPU nor network; ARGS: only those
 ifdef ARGS
 	@$(PYTEST) $(ARGS)
 else
 	@OMP_NUM_THREADS=1 $(PYTEST) -m "not slow and not gpu" -n 2 --dist loadfile --maxfail 10
-	@$(PYTEST) -m "slow and not gpu" -n 3 --dist loadfile --maxfail 10 --durations 20
+	@$(PYTEST) -m "slow and not gpu" -n 3 --dist loadfile --no-loadscope-reorder --maxfail 10 --durations 20
 endif
 
 lint: setup

@@ -209,6 +209,7 @@ class Schedule:
         heapq.heapify(in_order)
         reservation: _Reservation | None = None
         unfit: set[Placement] = set()  # what this pass has found no room for, it will not find room for
+        makes_room = False
         while in_order:
             _, kind = heapq.heappop(in_order)
             queue, placement = self._queues[kind], kind[1]
@@ -227,7 +228,11 @@ class Schedule:
                 heapq.heappush(in_order, (self._precedence(queue), kind))
             else:
                 del self._queues[kind]
-        self._give_up_homeless(actions)
+                makes_room |= bool(unfit) and self._idle_host(kind, None) is not None
+        if makes_room:  # nobody waits any more for a host that stood in the way
+            self._dispatch(actions)
+        else:
+            self._give_up_homeless(actions)
 
     def _precedence(self, queue: Queue) -> tuple[float, ...]:
         host_key, placement = queue.kind
