@@ -186,6 +186,23 @@ def test_an_idle_host_is_kept_while_nothing_needs_its_place() -> None:
     assert actions == [CellSucceeded("first")]
 
 
+def test_a_host_whose_last_waiting_cell_goes_elsewhere_makes_room_in_the_same_turn() -> None:
+    """a0 and b1 come back at once; b1 is served first, while a0 may still want either of two idle hosts."""
+    jobs = [job(f"a{i}", model="a", ready=True, evaluate_seconds=200.0) for i in range(2)]
+    jobs += [job(f"b{i}", model="b", ready=True, evaluate_seconds=500.0) for i in range(2)]
+    schedule = Schedule([*jobs, job("c", model="c", quantize_seconds=900.0)], idle_seconds=1e6)
+    began = schedule.handle(NodesChanged((Node("n", 4, 32, 256.0),)))
+    hosts = {action.key: action.host_id for action in began if isinstance(action, StartEvaluate)}
+    lost = failure("evaluate", FailureKind.WORKER_LOST)
+    assert StartQuantize("c", ONE, "n") in schedule.handle(EvaluateEnded("b1", hosts["b1"], lost))
+    schedule.handle(EvaluateEnded("a0", hosts["a0"], failure("evaluate", FailureKind.TRANSIENT)))
+    schedule.handle(EvaluateEnded("a1", hosts["a1"], None))
+    actions = schedule.handle(Tick(FIRST_DELAY_SECONDS))
+    (again,) = [action for action in actions if isinstance(action, StartEvaluate) and action.key == "a0"]
+    (idle,) = {hosts["a0"], hosts["a1"]} - {again.host_id}
+    assert StopHost(idle) in actions and "b1" in {a.key for a in actions if isinstance(a, StartEvaluate)}
+
+
 def test_an_idle_host_is_given_back_after_its_time() -> None:
     schedule, host_id = with_host(job("next", model="other", quantize=(CPU,)), idle_seconds=30.0)
     schedule.handle(EvaluateEnded("first", host_id, None))
