@@ -88,13 +88,15 @@ def linear_bytes(method: MethodConf, linear: LinearShape) -> int:
 def collected_bytes(linears: Sequence[LinearShape], method: MethodConf) -> int:
     """What calibration says of a block: Hessians, cross-Hessians as large, and a sample of inputs and its whole.
 
-    linears: as the calibration sees them. Of the tokens of experts as many times more are taken as there are experts.
+    linears: as the calibration sees them. Of the tokens of an expert that sees a part of them, as many times more are
+    taken as there are experts.
     """
     wanted, inputs = needs(method), group_inputs(linears)
     squares = sum(x.in_features**2 * x.count for x in inputs)
     sample = 0.0
     if Need.INPUTS in wanted and isinstance(method.clip, SearchClip):
-        sample = 2 * method.clip.num_tokens * sum(x.in_features * x.count**2 * x.share for x in inputs)
+        kept = sum(x.in_features * x.count * (1 if x.share == 1 else x.count * x.share) for x in inputs)
+        sample = 2 * method.clip.num_tokens * kept
     return int(4 * (squares * ((Need.HESSIAN in wanted) + (Need.CROSS_HESSIAN in wanted)) + sample))
 
 

@@ -139,6 +139,7 @@ def _observe(here: _Here, scaling: BlockScaling | None) -> GroupStatistics:
         sample_every=_sample_every(method, data) if Need.INPUTS in needed else None,
         hessian=Need.HESSIAN in needed,
         cross=Need.CROSS_HESSIAN in needed,
+        sees_all=here.request.calibration.experts == "all",
     )
     observers: list[BlockScaling | GroupStatistics] = [] if scaling is None else [scaling]
     if needed & _COLLECTED or (statistics.families and needed):  # the tokens of experts are counted in any case

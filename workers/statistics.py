@@ -41,12 +41,17 @@ class GroupStatistics:
         sample_every: int | None,
         hessian: bool = True,
         cross: bool = False,
+        sees_all: bool = False,
     ) -> None:
-        """sample_every: keep one token in so many (of an expert more, as it sees fewer); null keeps none."""
+        """sample_every: keep one token in so many (of an expert more, as it sees fewer); null keeps none.
+
+        sees_all: every expert sees every token, so of each is kept what is kept of others.
+        """
         self._block, self._groups = block, [group for group in groups if group.linears]
         self._sample_every, self._hessian, self._cross = sample_every, hessian, cross
         families = [group.siblings for group in self._groups]
-        self._family_sizes = {group.name: families.count(group.siblings) for group in self._groups if group.siblings}
+        experts = [] if sees_all else [group for group in self._groups if group.siblings]
+        self._family_sizes = {group.name: families.count(group.siblings) for group in experts}
         self.sums: dict[str, GroupSums] = {}
         self._recorded: dict[str, Tensor] = {}
 

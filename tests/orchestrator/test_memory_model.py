@@ -195,9 +195,9 @@ def test_what_calibration_collects_of_a_block(method: MethodConf, collected: int
     assert memory_of(method).collected == collected
 
 
-@pytest.mark.parametrize(("experts", "share"), [("blend", 2 / 8), ("all", 1.0)])
-def test_calibrating_all_experts_keeps_the_inputs_of_each(experts: str, share: float) -> None:
-    """Mixtral: eight experts with 4096 and 14336 inputs, two for a token; a sample is 8 x as large."""
+@pytest.mark.parametrize(("experts", "share", "denser"), [("blend", 2 / 8, 8), ("all", 1.0, 1)])
+def test_calibrating_all_experts_keeps_the_inputs_of_each(experts: str, share: float, denser: int) -> None:
+    """Mixtral: eight experts with 4096 and 14336 inputs, two for a token; of a part a sample is 8 x as dense."""
     calibration = dataclasses.replace(C4, experts=experts)
 
     def memory(method: MethodConf) -> mm.QuantizeMemory:
@@ -206,7 +206,7 @@ def test_calibrating_all_experts_keeps_the_inputs_of_each(experts: str, share: f
     waiting = memory(GPTAQ).window - memory(GPTQ).window
     assert waiting == 2048 * 4 * (2 * 4096 + 8 * share * (4096 + 14336))
     sampled = MethodConf(clip=SearchClip(num_tokens=512), round=GptqRound())
-    inputs = 2 * 4096 + 8 * 8 * share * (4096 + 14336)
+    inputs = 2 * 4096 + 8 * denser * share * (4096 + 14336)
     assert memory(sampled).collected - memory(GPTQ).collected == 4 * 2 * 512 * inputs
 
 

@@ -81,7 +81,7 @@ STAGES: dict[type[Any], Stage] = {
     NoKeep: _NOTHING,
     ColumnsKeep: Stage("workers.methods.keep.columns", recipe=1, needs=frozenset({Need.HESSIAN})),
     MaskKeep: Stage("workers.methods.keep.mask", recipe=1, needs=frozenset({Need.HESSIAN})),
-    SearchClip: Stage("workers.methods.clip.search", recipe=2, needs=frozenset({Need.HESSIAN, Need.INPUTS})),
+    SearchClip: Stage("workers.methods.clip.search", recipe=3, needs=frozenset({Need.HESSIAN, Need.INPUTS})),
     MinmaxClip: Stage("workers.methods.clip.minmax", recipe=1),
     MseClip: Stage("workers.methods.clip.mse", recipe=1),
     RmsClip: Stage("workers.methods.clip.rms", recipe=1),

@@ -1,6 +1,7 @@
 """Experts: the library's own numbers, and what becomes of those that few calibration tokens reach."""
 
 import logging
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from conf.schema import AwqScale, BlockTune, LearnedClip, SearchClip, UniformSch
 from tests.workers.arch.tiny import dense, made, request, stream_of, write
 from workers.api import LayerReport, QuantizeRequest
 from workers.checkpoint import SINGLE, CheckpointReader
-from workers.coverage import cover
+from workers.coverage import calibrated, cover
 from workers.errors import BadInputError, NumericalError
 from workers.experts import Expert, Experts
 from workers.layout import checkpoint_directory
@@ -139,6 +140,23 @@ def packed_codes(storage: Path) -> dict[str, Tensor]:
     reader = CheckpointReader(checkpoint_directory(storage, "key"))
     prefix = f"model.layers.1.block_sparse_moe.experts.{UNUSED}."
     return reader.read([n for n in reader.names(prefix) if n.endswith("packed")])
+
+
+@pytest.mark.parametrize("sees_all", [False, True])
+def test_of_an_expert_that_sees_a_part_more_is_kept_and_of_one_that_sees_all_no_more(
+    sees_all: bool, tmp_path: Path
+) -> None:
+    stream = stream_of("mixtral", write("mixtral", tmp_path / "model"))
+    groups = stream.groups(0)
+    batches, kwargs = stream.first_inputs(torch.randint(0, 128, (1, 80), generator=torch.Generator().manual_seed(0)))
+    with stream.block(0) as block, calibrated(block, "all" if sees_all else "own"):
+        statistics = GroupStatistics(block, groups, sample_every=8, sees_all=sees_all)
+        with statistics.watching():
+            stream.run(block, batches, kwargs)
+    sums = [statistics.sums[name] for name in statistics.families["experts.*.gate_up"]]
+    every = 8 if sees_all else 8 // len(sums)
+    kept = [sum(map(len, one.sample)) for one in sums]
+    assert kept == [math.ceil(one.num_tokens / every) for one in sums] and sum(kept) >= 40
 
 
 def test_the_blend_is_the_mean_over_own_tokens_and_as_many_of_all_as_there_are_inputs(
