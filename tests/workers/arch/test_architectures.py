@@ -12,12 +12,15 @@ from conf.schema import NumericsConf, UniformScheme
 from tests.workers.arch.tiny import (
     MODELS,
     OF_EVERY_KIND,
+    SHIPPED,
     dense,
     load,
     log_probabilities,
     made,
+    model_of,
     request,
     stream_of,
+    windows_of,
     write,
 )
 from tests.workers.tiny_models import canary_of
@@ -30,30 +33,30 @@ W4 = UniformScheme(bits=4)
 TOKENS = torch.from_numpy(random_windows(3, 40))
 
 
-def in_blocks(name: str, model: Path) -> Tensor:
+def in_blocks(name: str, model: Path, tokens: Tensor) -> Tensor:
     """Log-probabilities by the block stream."""
     stream = stream_of(name, model)
-    batches, kwargs = stream.first_inputs(TOKENS)
+    batches, kwargs = stream.first_inputs(tokens)
     for index in range(stream.num_blocks):
         with stream.block(index) as block:
             stream.run(block, batches, kwargs, batches.__setitem__)
-    return stream.log_probabilities(batches, TOKENS)
+    return stream.log_probabilities(batches, tokens)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *SHIPPED.values()])
 def test_16_block_by_block_without_quantization_is_the_whole_model(name: str, tmp_path: Path) -> None:
-    model = write(name, tmp_path / "model")
-    expected = log_probabilities(load(name, model), TOKENS)
-    assert (in_blocks(name, model) - expected).abs().max() < 1e-5 * expected.abs().max()
+    model, tokens = model_of(name, tmp_path / "model"), torch.from_numpy(windows_of(name, 3, 40))
+    expected = log_probabilities(load(name, model), tokens)
+    assert (in_blocks(name, model, tokens) - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize("name", OF_EVERY_KIND)
+@pytest.mark.parametrize("name", [*OF_EVERY_KIND, *SHIPPED.values()])
 def test_17_18_every_selected_linear_saw_tokens_and_nothing_else_changed(name: str, tmp_path: Path) -> None:
-    model = write(name, tmp_path / "model")
+    model = model_of(name, tmp_path / "model")
     manifest, packed = made(request(name, model, tmp_path, "gptq", W4))
     reports = manifest.layer_reports
     stream = stream_of(name, model)
-    selected = [(i, linear) for i in range(2) for group in stream.groups(i) for linear in group.linears]
+    selected = [(i, linear) for i in range(stream.num_blocks) for group in stream.groups(i) for linear in group.linears]
     assert [(r.block, r.linear) for r in reports] == selected
     assert all(r.num_tokens > 0 and not r.unchanged for r in reports)
     before, after = CheckpointReader(model), CheckpointReader(packed)

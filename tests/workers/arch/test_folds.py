@@ -9,29 +9,45 @@ import torch
 from torch import Tensor, nn
 
 from conf.schema import AwqScale, HadamardRotate, UniformScheme
-from tests.workers.arch.tiny import OF_EVERY_KIND, load, log_probabilities, made, request, stream_of, write
+from tests.workers.arch.tiny import (
+    ARCHITECTURE,
+    OF_EVERY_KIND,
+    SHIPPED,
+    load,
+    log_probabilities,
+    made,
+    model_of,
+    request,
+    stream_of,
+    windows_of,
+    write,
+)
 from tests.workers.arch.tiny import dense as multiplied
-from tests.workers.tiny_requests import random_windows
 from workers.arch import foldable
 from workers.rotation import Rotation
 from workers.scaling import BlockScaling, fold
 from workers.statistics import GroupStatistics
 from workers.stream import BlockStream
 
-TOKENS = torch.from_numpy(random_windows(3, 40))
 W3, W8 = UniformScheme(bits=3), UniformScheme(bits=8, scale_dtype="float32")
 WITH_EXPERTS = ["mixtral", "deepseek_moe"]
+SUBJECTS = [*OF_EVERY_KIND, *SHIPPED.values()]
+
+
+def tokens_of(name: str) -> Tensor:
+    return torch.from_numpy(windows_of(name, 3, 40))
 
 
 class Block:
-    """One block of a tiny model with its calibration inputs; the last, which has experts where any has."""
+    """The last block of a model, which has experts where any has, with the first block's inputs."""
 
     def __init__(self, name: str, directory: Path) -> None:
-        self.stream: BlockStream = stream_of(name, write(name, directory))
-        batches, self.kwargs = self.stream.first_inputs(TOKENS)
+        self.stream: BlockStream = stream_of(name, model_of(name, directory))
+        batches, self.kwargs = self.stream.first_inputs(tokens_of(name))
+        last = self.stream.num_blocks - 1
         self.inputs = torch.cat(batches)
-        self.groups = self.stream.groups(1)
-        with self.stream.block(1) as block:
+        self.groups = self.stream.groups(last)
+        with self.stream.block(last) as block:
             self.module = copy.deepcopy(block)
 
     @torch.no_grad()
@@ -62,11 +78,11 @@ def scale_for(block: Block, linear: str) -> Tensor:
     return scale
 
 
-@pytest.mark.parametrize("name", OF_EVERY_KIND)
+@pytest.mark.parametrize("name", SUBJECTS)
 def test_11_12_any_scales_folded_leave_outputs_and_routing_as_they_were(name: str, tmp_path: Path) -> None:
     block = Block(name, tmp_path / "model")
     before = block.outputs()
-    routed = block.routing("mlp.gate") if name in WITH_EXPERTS else None
+    routed = block.routing("mlp.gate") if ARCHITECTURE[name] in WITH_EXPERTS else None
     folds = foldable(block.groups)
     for group in folds:
         fold(block.module, group, scale_for(block, group.linears[0]), block.stream.head_dim)
@@ -95,13 +111,13 @@ def test_11_the_search_never_loses_more_than_rounding(name: str, tmp_path: Path)
     assert torch.allclose(block.outputs(), before, rtol=1e-4, atol=1e-4 * float(before.abs().max()))
 
 
-@pytest.mark.parametrize("name", OF_EVERY_KIND)
+@pytest.mark.parametrize("name", SUBJECTS)
 def test_10_a_rotated_model_computes_what_it_did(name: str, tmp_path: Path) -> None:
-    model = write(name, tmp_path / "model")
+    model, tokens = model_of(name, tmp_path / "model"), tokens_of(name)
     stream = stream_of(name, model)
     hidden_size = stream.config.get_text_config().hidden_size
     rotation = Rotation(HadamardRotate(), stream.architecture, hidden_size, stream.head_dim, seed=3)
-    batches, kwargs = stream.first_inputs(TOKENS)
+    batches, kwargs = stream.first_inputs(tokens)
     batches = [rotation.states(batch) for batch in batches]
     for index in range(stream.num_blocks):
         with stream.block(index) as block:
@@ -110,8 +126,8 @@ def test_10_a_rotated_model_computes_what_it_did(name: str, tmp_path: Path) -> N
             first = f"{stream.groups(index)[0].linears[0]}.weight"
             assert not torch.equal(block.get_parameter(first), before[first])
             stream.run(block, batches, kwargs, batches.__setitem__)
-    found = stream.log_probabilities(batches, TOKENS, rotation.turn_head)
-    expected = log_probabilities(load(name, model), TOKENS)
+    found = stream.log_probabilities(batches, tokens, rotation.turn_head)
+    expected = log_probabilities(load(name, model), tokens)
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
 
 

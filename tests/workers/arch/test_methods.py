@@ -9,8 +9,19 @@ import torch
 
 from conf import register
 from conf.schema import BlockTune, LearnedClip, MethodConf, NearestRound, RootConf, UniformScheme
-from tests.workers.arch.tiny import OF_EVERY_KIND, dense, load, log_probabilities, made, request, stream_of, write
-from tests.workers.tiny_requests import random_windows
+from tests.workers.arch.tiny import (
+    OF_EVERY_KIND,
+    SHIPPED,
+    dense,
+    load,
+    log_probabilities,
+    made,
+    model_of,
+    request,
+    stream_of,
+    windows_of,
+    write,
+)
 from workers.checkpoint import CheckpointReader
 from workers.export import stored_layout
 from workers.packing import PACKED
@@ -53,10 +64,10 @@ def test_a_checkpoint_is_loaded_by_its_class_and_scores_as_its_manifest_says(
     torch.testing.assert_close(found, torch.tensor(manifest.canary.quantized), rtol=0, atol=2e-3)
 
 
-@pytest.mark.parametrize("name", OF_EVERY_KIND)
-def test_13_every_learned_end_of_every_linear_gets_a_gradient(name: str, models: dict[str, Path]) -> None:
-    stream = stream_of(name, models[name])
-    batches, kwargs = stream.first_inputs(torch.from_numpy(random_windows(4, 64)))
+@pytest.mark.parametrize("name", [*OF_EVERY_KIND, *SHIPPED.values()])
+def test_13_every_learned_end_of_every_linear_gets_a_gradient(name: str, tmp_path: Path) -> None:
+    stream = stream_of(name, model_of(name, tmp_path / "model"))
+    batches, kwargs = stream.first_inputs(torch.from_numpy(windows_of(name, 4, 32)))
     method = MethodConf("m", "optimization", clip=LearnedClip(), tune=BlockTune(["clip"]), round=NearestRound())
     for index in range(stream.num_blocks):
         linears = [linear for group in stream.groups(index) for linear in group.linears]

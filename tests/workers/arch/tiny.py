@@ -1,17 +1,27 @@
-"""One tiny random model of every architecture, saved as its class saves it, and requests over it."""
+"""Models of every architecture, tiny random ones and those that ship, as their class saves them; requests on them."""
 
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import transformers
 from torch import Tensor
 
 from conf.schema import UniformScheme
-from tests.workers.tiny_requests import VOCAB_SIZE, request_for, write_tokenizer
+from tests.workers.tiny_requests import (
+    NUM_WINDOWS,
+    VOCAB_SIZE,
+    WINDOW_TOKENS,
+    random_windows,
+    request_for,
+    write_tokenizer,
+)
 from tests.workers.tiny_vila import vila_config
+from tests.workers.zoo.minis import mini_ref, text_tokens
 from workers.api import Manifest, ModelRef, QuantizeRequest
 from workers.arch import ARCHITECTURES
 from workers.export import ordinary, write_dense
@@ -19,6 +29,7 @@ from workers.layout import checkpoint_directory
 from workers.model_parts import tokenizer_folder
 from workers.pipeline import quantize
 from workers.stream import BlockStream
+from workers.zoo import MINIS, zoo_path
 
 ATTENTION: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
@@ -96,6 +107,20 @@ MODELS: dict[str, tuple[str, Callable[..., Any], dict[str, Any]]] = {
     "vila": ("vila", _vila, {}),
 }
 OF_EVERY_KIND = [name for name in MODELS if name not in ("llama multi-head", "llama 3.1")]
+SHIPPED = {mini_ref(name).architecture: name for name in reversed(MINIS)}  # the first mini of each architecture
+ARCHITECTURE = {name: kind for name, (kind, _, _) in MODELS.items()} | {name: kind for kind, name in SHIPPED.items()}
+
+
+def model_of(name: str, directory: Path) -> Path:
+    """Where a shipped model lies; a tiny one is written into `directory`."""
+    return zoo_path(name) if name in MINIS else write(name, directory)
+
+
+def windows_of(name: str, count: int, length: int) -> npt.NDArray[np.int64]:
+    """Tokens [count, length] that a model can be expected to know: text for those that ship."""
+    if name not in MINIS:
+        return random_windows(count, length)
+    return np.array(text_tokens("calibration")[: count * length]).reshape(count, length)
 
 
 def write(name: str, directory: Path, *, seed: int = 0, **sizes: Any) -> Path:
@@ -113,7 +138,7 @@ def write(name: str, directory: Path, *, seed: int = 0, **sizes: Any) -> Path:
 
 
 def ref(name: str, directory: Path) -> ModelRef:
-    return ModelRef(name, str(directory), MODELS[name][0], fingerprint="a content hash", directory=str(directory))
+    return ModelRef(name, str(directory), ARCHITECTURE[name], fingerprint="a content hash", directory=str(directory))
 
 
 def stream_of(name: str, directory: Path) -> BlockStream:
@@ -122,7 +147,7 @@ def stream_of(name: str, directory: Path) -> BlockStream:
 
 def request(name: str, model: Path, storage: Path, method: str, scheme: UniformScheme, **slots: Any) -> QuantizeRequest:
     """To quantize `model` with a method of `tiny_requests.METHODS`, some of its slots changed."""
-    asked = request_for(model, storage, method, scheme)
+    asked = request_for(model, storage, method, scheme, windows=windows_of(name, NUM_WINDOWS, WINDOW_TOKENS))
     return replace(asked, model=ref(name, model), method=replace(asked.method, **slots))
 
 
@@ -140,7 +165,7 @@ def dense(packed: Path, directory: Path) -> Path:
 
 def load(name: str, directory: Path) -> Any:
     """By the architecture's own class of Transformers, every tensor of the files and no other."""
-    auto = getattr(transformers, ARCHITECTURES[MODELS[name][0]].model_class)
+    auto = getattr(transformers, ARCHITECTURES[ARCHITECTURE[name]].model_class)
     with ordinary(directory) as whole:
         model, info = auto.from_pretrained(whole, dtype=torch.float32, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"], info
