@@ -1,17 +1,18 @@
 """Teach a tower and its projector to see before the language model learns to say what they see.
 
-A head that is thrown away afterwards reads from an image's tokens what is at each place, and from each token which one
-it is: else a language model cannot say where something is. Without this an answer's loss says nothing for hundreds of
-steps. What has learned is frozen then, as LLaVA freezes its tower: trained on, it forgets shapes before the language
-model has a word for them.
+A head that is thrown away afterwards reads from the token at each place what is there, and from each token which one it
+is. Told from all tokens together, a language model knows what is there and not where: it learns to look for a place and
+never for a thing. Without this stage an answer's loss says nothing for hundreds of steps. What has learned is frozen
+then, as LLaVA freezes its tower: trained on, it forgets shapes before the language model has a word for them.
 """
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from workers.zoo.images.scenes import COLORS, PLACES, SHAPES, Scene, draw, scene
+from workers.zoo.images.scenes import COLORS, PLACES, SHAPES, SIZE, Scene, draw, scene
 from workers.zoo.images.windows import WindowMaker
 from workers.zoo.train import TrainRecipe, optimizers, schedule, set_rates
 
@@ -49,16 +50,18 @@ def learn_to_see(model: Any, maker: WindowMaker, seed: int, recipe: TrainRecipe)
 
 
 class _Head(nn.Module):
-    """Reads colour and shape at every place from all tokens of an image, and from each token its number."""
+    """Reads from the token at each place the colour and the shape there, and from every token its number."""
 
     def __init__(self, num_tokens: int, hidden_size: int) -> None:
         super().__init__()
-        self.what = nn.Linear(num_tokens * hidden_size, len(PLACES) * (len(COLORS) + len(SHAPES) + 2 * NOTHING))
+        side = math.isqrt(num_tokens)
+        self.places = [y * side // SIZE * side + x * side // SIZE for x, y in PLACES.values()]
+        self.what = nn.Linear(hidden_size, len(COLORS) + len(SHAPES) + 2 * NOTHING)
         self.which = nn.Linear(hidden_size, num_tokens)
 
     def loss(self, features: Tensor, scenes: list[Scene]) -> Tensor:
-        """Sum of three mean cross-entropies in nats. features: [scenes, tokens, hidden]."""
-        what = self.what(features.flatten(1)).view(len(scenes) * len(PLACES), -1)
+        """Sum of three mean cross-entropies in nats. features: [scenes, tokens, hidden], tokens row by row."""
+        what = self.what(features[:, self.places]).flatten(0, 1)
         colors, shapes = what.split([len(COLORS) + NOTHING, len(SHAPES) + NOTHING], dim=1)
         true_colors, true_shapes = _truth(scenes)
         numbers = torch.arange(features.shape[1]).repeat(len(scenes))

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from workers.zoo.images.questions import Question, questions
+from workers.zoo.images.questions import CAPTION, ONE_WORD, Question, questions
 from workers.zoo.images.scenes import SIZE, Pixels, Scene, draw, scene
 
 STRETCH = 64  # tokens about one image, its own included
@@ -89,9 +89,9 @@ class WindowMaker:
 
 
 def _asked(scene: Scene, random: np.random.Generator) -> Iterator[Question]:
-    """Endless questions: every kind once in a random order, then again; of a kind, any."""
-    kinds = list(questions(scene).values())
+    """Endless questions: one of each kind in a random order, the caption last as it says everything; then again."""
+    found = questions(scene)
+    kinds = [*(ONE_WORD[number] for number in random.permutation(len(ONE_WORD))), CAPTION]
     while True:
-        for number in random.permutation(len(kinds)):
-            of_kind = kinds[number]
-            yield of_kind[int(random.integers(len(of_kind)))]
+        for kind in kinds:
+            yield found[kind][int(random.integers(len(found[kind])))]

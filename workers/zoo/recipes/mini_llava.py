@@ -27,7 +27,7 @@ CHAT_TEMPLATE = (
 )
 
 TRAIN = TrainRecipe(
-    num_steps=1000,
+    num_steps=2000,
     batch_size=4,
     sight_steps=200,
     image_batch_size=4,

@@ -14,7 +14,6 @@ from workers.models.vila import PROJECTOR, SIGLIP, VilaConfig, VilaForConditiona
 from workers.models.vila_processor import VilaProcessor
 from workers.zoo.recipes import mini_llava
 from workers.zoo.tokenizer import VOCAB_SIZE, fast_tokenizer
-from workers.zoo.train import TrainRecipe
 
 TOWER: dict[str, Any] = {
     "model_type": SIGLIP,
@@ -25,16 +24,7 @@ TOWER: dict[str, Any] = {
     "image_size": 45,
     "patch_size": 9,
 }
-TRAIN = TrainRecipe(
-    num_steps=1400,
-    batch_size=4,
-    sight_steps=200,
-    image_batch_size=4,
-    hidden_rate=0.01,
-    embedding_rate=5e-3,
-    head_rate=2e-3,
-    products="float32",
-)
+TRAIN = mini_llava.TRAIN
 
 
 def config() -> VilaConfig:
