@@ -15,21 +15,27 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from conf.schema import UniformScheme
+from orchestrator.engine_choice import SEEING
 from tests.workers.tiny_requests import request_for
 from tests.workers.zoo.minis import mini_ref, text_tokens
 from workers.api import Canary, Manifest
 from workers.calibration import Windows
 from workers.evaluate import open_evaluator, score_perplexity
-from workers.evaluator import Evaluator
+from workers.evaluator import IMAGE_MARK, Evaluator, ImagePrompt
 from workers.export import write_dense
+from workers.image_questions import MAX_NEW_TOKENS
 from workers.layout import checkpoint_directory
 from workers.pipeline import quantize
 from workers.zoo import MINIS, zoo_path
+from workers.zoo.images.folder import asked
+from workers.zoo.images.scenes import SEEDS, draw, scene
 
 WINDOW_TOKENS, CALIBRATION_WINDOWS, MAX_LENGTH = 256, 8, 300
 PROMPT_TOKENS, NEW_TOKENS = (7, 30, 61), 8
+NUM_IMAGES = 20  # held-out pictures, each with a question of every kind
 SIXTEEN = 16
 
 
@@ -45,11 +51,15 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Scored:
-    """By one engine. continuations: greedy, of prompts of PROMPT_TOKENS. seconds: of loading and scoring, wall time."""
+    """By one engine. continuations: greedy, of prompts of PROMPT_TOKENS. answers: about pictures, of models that see.
+
+    seconds: of loading and scoring, wall time.
+    """
 
     perplexity: float
     canary_difference: float
     continuations: list[list[int]]
+    answers: list[str]
     swap: str
     seconds: float
 
@@ -81,12 +91,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         made = [checkpoint(name, bits, Path(temporary)) for name in given.models for bits in given.bits]
         rows = compare(made, given.windows, given.dtype)
-    print(f"{'':18} {'bits':>4} {'Transformers':>13} {'vLLM':>9} {'relative':>9} {'canary':>8} greedy  vLLM s  weights")
+    print(f"{'':18} {'bits':>4} {'Transformers':>13} {'vLLM':>9} {'relative':>9} {'canary':>8} greedy answers  vLLM s")
     for row in rows:
         same = "same" if row.vllm.continuations == row.transformers.continuations else "differ"
+        pairs = list(zip(row.vllm.answers, row.transformers.answers, strict=True))
+        answers = f"{sum(one == other for one, other in pairs)}/{len(pairs)}" if pairs else ""
         print(
             f"{row.model:18} {row.bits:4} {row.transformers.perplexity:13.4f} {row.vllm.perplexity:9.4f} "
-            f"{row.difference:9.1e} {row.vllm.canary_difference:8.1e} {same:6} {row.vllm.seconds:7.1f}  {row.vllm.swap}"
+            f"{row.difference:9.1e} {row.vllm.canary_difference:8.1e} {same:6} {answers:>7} {row.vllm.seconds:7.1f}",
+            row.vllm.swap,
         )
     if given.results:
         given.results.write_text(json.dumps([asdict(row) | {"difference": row.difference} for row in rows]))
@@ -129,8 +142,21 @@ def _of_checkpoint(evaluator: Evaluator, one: Checkpoint, tokens: Windows, dtype
     (perplexity, _) = score_perplexity(evaluator, "held_out", tokens)
     prompts = [tokens[0, :length].tolist() for length in PROMPT_TOKENS]
     continuations = evaluator.generate(prompts, NEW_TOKENS, [])
+    sees = mini_ref(one.model).architecture in SEEING
+    answers = evaluator.answer([prompt for prompt, _ in questions()], MAX_NEW_TOKENS) if sees else []
     seconds = time.perf_counter() - began
-    return Scored(perplexity.value, loaded.canary_difference, continuations, loaded.swap, seconds)
+    return Scored(perplexity.value, loaded.canary_difference, continuations, answers, loaded.swap, seconds)
+
+
+def questions() -> list[tuple[ImagePrompt, str]]:
+    """What models that see are asked about held-out pictures, and the right answers."""
+    seed = SEEDS["held_out"]
+    pictures = [Image.fromarray(draw(scene(seed, index))) for index in range(NUM_IMAGES)]
+    return [
+        (ImagePrompt(f"{IMAGE_MARK}\n{question.text}", (picture,)), question.answer)
+        for index, picture in enumerate(pictures)
+        for question in asked(seed, index)
+    ]
 
 
 if __name__ == "__main__":

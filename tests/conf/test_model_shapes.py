@@ -41,6 +41,8 @@ TOTALS = {
     "mini-mixtral": 2_036_864,
     "mini-deepseek-moe": 2_006_144,
     "mini-mamba": 2_014_464,
+    "mini-llava": 2_007_488,
+    "mini-vila": 2_042_240,
 }
 ROUNDED_TOTALS = {"vila1.5-7b": 7.2e9, "vila1.5-13b": 13.5e9}
 

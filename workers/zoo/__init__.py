@@ -12,6 +12,8 @@ MINIS = (
     "mini_mixtral",
     "mini_deepseek_moe",
     "mini_mamba",
+    "mini_llava",
+    "mini_vila",
 )
 FOLDERS = (*MINIS, "tasks", "mini_images/calibration", "mini_images/held_out")
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from orchestrator.engine_choice import SEEING
+from tests.bench.bench_engines import questions
 from tests.workers.zoo.minis import mini_ref
 from workers.arch import ARCHITECTURES
 from workers.zoo import MINIS
@@ -17,9 +19,8 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(900)]
 pytest.importorskip("vllm._version", reason="no vLLM in this environment")
 
 ROOT = Path(__file__).parents[3]
-IMAGES = ("llava", "vila")  # have tests of their own
 KINDS = {mini_ref(name).architecture: name for name in reversed(MINIS)}  # the first mini of each
-MODELS = [name for kind, name in KINDS.items() if kind not in IMAGES]
+MODELS = list(KINDS.values())
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +53,12 @@ def test_weights_are_swapped_in_place_but_for_mixtures_of_experts(rows: list[dic
     swaps = {mini_ref(row["model"]).architecture: row["vllm"]["swap"] for row in rows if row["bits"] == 3}
     assert swaps == {kind: "rebuilt" if kind in ("mixtral", "deepseek_moe") else "reloaded" for kind in swaps}
     assert swaps.keys() <= ARCHITECTURES.keys()
+
+
+def test_answers_about_pictures_are_those_of_transformers_and_mostly_right(rows: list[dict[str, Any]]) -> None:
+    seen = [row for row in rows if mini_ref(row["model"]).architecture in SEEING]
+    right = [answer for _, answer in questions()]
+    assert len(seen) == 4
+    for row in seen:
+        assert row["vllm"]["answers"] == row["transformers"]["answers"], row["model"]
+        assert sum(map(str.__eq__, row["vllm"]["answers"], right)) > 0.8 * len(right), row["model"]

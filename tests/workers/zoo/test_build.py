@@ -1,3 +1,4 @@
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from workers.zoo.images.windows import WindowMaker
 from workers.zoo.muon import Muon, orthogonalise
 from workers.zoo.recipes import RECIPES
 from workers.zoo.score import block_matrices, perplexity, rounded
-from workers.zoo.tokenizer import END_OF_TEXT, train_tokenizer
+from workers.zoo.tokenizer import END_OF_TEXT, IMAGE, train_tokenizer
 from workers.zoo.train import (
     NOT_LEARNED,
     SEQUENCE_LENGTH,
@@ -71,9 +72,21 @@ def test_shipped_figures_come_from_the_recipe_as_it_stands(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MINIS)
-def test_all_models_have_one_tokenizer(name: str) -> None:
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        assert (tokenizer_folder(zoo_path(name)) / file).read_bytes() == zoo_path(f"mini_llama/{file}").read_bytes()
+def test_all_models_have_one_tokenizer_and_llava_one_more_token(name: str) -> None:
+    files = (tokenizer_folder(zoo_path(name)) / "tokenizer.json", zoo_path("mini_llama/tokenizer.json"))
+    own, first = (json.loads(file.read_bytes()) for file in files)
+    added = [token["content"] for token in own.pop("added_tokens")]
+    assert added == [END_OF_TEXT] + [IMAGE] * (name == "mini_llava")
+    assert own | {"added_tokens": first["added_tokens"]} == first
+
+
+@pytest.mark.parametrize("name", [name for name in MINIS if RECIPES[name].processor is not None])
+def test_a_model_that_sees_answers_well_and_the_readme_says_how_well(name: str) -> None:
+    answered = shipped_figures(name)["answered"]
+    assert answered["16"] > 0.9 and answered["4"] > answered["16"] - 0.03
+    readme = (ROOT / "README.md").read_text()
+    shown = [f"{answered[bits]:.1%}".replace("%", " %") for bits in ("16", "4", "3", "2")]
+    assert f"| {' | '.join(shown)} |" in readme
 
 
 @pytest.mark.parametrize("name", MINIS)

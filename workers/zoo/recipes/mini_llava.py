@@ -31,6 +31,7 @@ TRAIN = TrainRecipe(
     batch_size=4,
     sight_steps=200,
     image_batch_size=4,
+    image_share=0.7,
     hidden_rate=0.01,
     embedding_rate=5e-3,
     head_rate=2e-3,

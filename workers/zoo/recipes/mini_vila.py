@@ -5,6 +5,7 @@ becomes 9 places. Features are those of the tower's last block (VILA takes the o
 for nothing; its pooling head is, as in the published tower, and nothing trains it.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -24,7 +25,7 @@ TOWER: dict[str, Any] = {
     "image_size": 45,
     "patch_size": 9,
 }
-TRAIN = mini_llava.TRAIN
+TRAIN = replace(mini_llava.TRAIN, image_share=0.5)
 
 
 def config() -> VilaConfig:
