@@ -27,6 +27,7 @@ from workers.arch import ARCHITECTURES
 from workers.export import ordinary, write_dense
 from workers.layout import checkpoint_directory
 from workers.model_parts import tokenizer_folder
+from workers.models import register
 from workers.pipeline import quantize
 from workers.stream import BlockStream
 from workers.zoo import MINIS, zoo_path
@@ -88,7 +89,6 @@ def _vila(**sizes: Any) -> Any:
 
 
 def _deepseek_moe(**sizes: Any) -> Any:
-    from workers.models import register
     from workers.models.deepseek_moe import DeepseekConfig, DeepseekForCausalLM
 
     register()
@@ -165,6 +165,7 @@ def dense(packed: Path, directory: Path) -> Path:
 
 def load(name: str, directory: Path) -> Any:
     """By the architecture's own class of Transformers, every tensor of the files and no other."""
+    register()
     auto = getattr(transformers, ARCHITECTURES[ARCHITECTURE[name]].model_class)
     with ordinary(directory) as whole:
         model, info = auto.from_pretrained(whole, dtype=torch.float32, output_loading_info=True)
