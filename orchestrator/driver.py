@@ -79,6 +79,7 @@ class Driver:
         show: called when attempts have ended, at most every SHOW_SECONDS; it may read the whole storage.
         """
         self._cells = {cell.key: cell for cell in cells}
+        self._jobs = {job.key: job for job in jobs}
         self._schedule = Schedule(jobs, idle_seconds=cluster.idle_seconds)
         self._storage = storage
         self._scheduler = scheduler
@@ -149,7 +150,9 @@ class Driver:
         cell, failure = self._cells[event.key], event.failure
         directory = self._open[event.key].directory
         del self._running[event.key]
-        self._progress.paused(cell)
+        job = self._jobs[event.key]
+        estimate = job.quantize_seconds if isinstance(event, QuantizeEnded) else job.evaluate_seconds
+        self._progress.ended(cell, 0.0 if failure else estimate)
         if failure is None and isinstance(event, EvaluateEnded):
             failure = lost("evaluate", "the worker ended without a result")
         if failure is not None:

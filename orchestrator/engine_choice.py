@@ -19,10 +19,9 @@ CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 @dataclass(frozen=True)
 class Capability:
-    """Why an engine cannot score an architecture on a device; null where it can."""
+    """Why an engine cannot score an architecture; null where it can."""
 
-    vllm_cpu: str | None = None
-    vllm_cuda: str | None = None
+    vllm: str | None = None
     transformers: str | None = None
 
 
@@ -90,12 +89,10 @@ def _refusal(engine: str, architecture: str, head_dim: int | None, device: str) 
     capability = CAPABILITIES[architecture]
     if engine == "transformers":
         return capability.transformers
-    if device == "cuda":
-        return capability.vllm_cuda
-    if capability.vllm_cpu is None and head_dim is not None and head_dim not in CPU_HEAD_DIMS:
+    if capability.vllm is None and device == "cpu" and head_dim is not None and head_dim not in CPU_HEAD_DIMS:
         sizes = ", ".join(map(str, CPU_HEAD_DIMS))
         return f"vLLM's CPU attention supports head sizes {sizes}; this model has {head_dim}"
-    return capability.vllm_cpu
+    return capability.vllm
 
 
 def require(key: str, value: str, valid: tuple[str, ...]) -> None:

@@ -15,6 +15,7 @@ class SweepProgress:
     """A live line on a terminal; plain lines, one per end, where there is none."""
 
     def __init__(self, console: Console, num_cells: int, seconds_estimated: float) -> None:
+        """seconds_estimated: of all stages of all cells, one after the other."""
         self._console = console
         self._progress = Progress(
             TextColumn("[bold]cells"),
@@ -31,9 +32,8 @@ class SweepProgress:
         self._running: dict[str, str] = {}
         self._num_failed = 0
         self._num_retries = 0
-        self._num_done = 0
-        self._num_cells = num_cells
         self._estimate = seconds_estimated
+        self._estimate_done = 0.0
 
     def __enter__(self) -> "SweepProgress":
         self._progress.__enter__()
@@ -49,9 +49,10 @@ class SweepProgress:
         self._running[cell.key] = f"{stage} {cell.label}"
         self._refresh()
 
-    def paused(self, cell: Cell) -> None:
-        """A cell waits for its next stage."""
+    def ended(self, cell: Cell, seconds_estimated: float) -> None:
+        """A stage of a cell, as whose length so much was estimated; none where it has to be done again."""
         self._running.pop(cell.key, None)
+        self._estimate_done += seconds_estimated
         self._refresh()
 
     def succeeded(self, cell: Cell, summary: str) -> None:
@@ -71,7 +72,7 @@ class SweepProgress:
             self._end(cell)
         else:
             self._num_retries += 1
-            self.paused(cell)
+            self.ended(cell, 0.0)
         word, colour = ("FAILED", "red") if final else ("retry", "yellow")
         first_line = failure.message.partition("\n")[0]
         self._say(word, colour, cell, (f"{failure.kind} in {failure.stage}: {first_line}", ""))
@@ -86,7 +87,6 @@ class SweepProgress:
 
     def _end(self, cell: Cell) -> None:
         self._running.pop(cell.key, None)
-        self._num_done += 1
         self._progress.update(self._task, advance=1)
         self._refresh()
 
@@ -99,10 +99,10 @@ class SweepProgress:
         self._progress.update(self._task, description="  ".join(parts))
 
     def _eta(self) -> str:
-        """From the cells that have ended in this run; from the cost model before the first."""
-        elapsed = time.monotonic() - self._started
-        if self._num_done:
-            seconds = elapsed / self._num_done * (self._num_cells - self._num_done)
-        else:
-            seconds = max(self._estimate - elapsed, 0.0)
+        """From the share of the estimated work that is done; from the estimate itself before that.
+
+        A count of cells would say nothing for long: checkpoints come first, and the longest of them.
+        """
+        elapsed, left = time.monotonic() - self._started, max(self._estimate - self._estimate_done, 0.0)
+        seconds = elapsed / self._estimate_done * left if self._estimate_done else max(left - elapsed, 0.0)
         return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

@@ -169,7 +169,8 @@ def _drive(
     try:
         preflight(cells, storage, scheduler, sweep)
         _refuse_unshared(sweep, len(scheduler.nodes()))
-        estimate = sum(job.quantize_seconds + job.evaluate_seconds for job in jobs)
+        to_make = {job.quantize_key: job.quantize_seconds for job in jobs if not job.checkpoint_ready}
+        estimate = sum(job.evaluate_seconds for job in jobs) + sum(to_make.values())
         with SweepProgress(console, len(cells), estimate) as progress:
             return Driver(cells, jobs, states, storage, scheduler, progress, sweep.cluster, show).run()
     finally:

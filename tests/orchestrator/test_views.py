@@ -98,6 +98,19 @@ def test_the_command_for_cells_is_one_the_command_line_takes(count: int) -> None
         assert selection.named(cells, {cell.key: failed for cell in cells}, names) == cells
 
 
+def test_the_time_left_follows_the_share_of_the_work_that_is_done(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the number of cells: here a third of the work is done after ten minutes, and no cell."""
+    clock = iter([0.0])
+    monkeypatch.setattr("orchestrator.progress.time.monotonic", lambda: next(clock, 600.0))
+    console = Console(file=io.StringIO(), width=200, force_terminal=True, color_system=None)
+    with SweepProgress(console, 4, 300.0) as progress:
+        progress.started(sweep.cells[0], "quantize")
+        progress.ended(sweep.cells[0], 100.0)
+    assert "ETA 20 min" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_a_failure_during_the_run_is_one_line_of_its_own(sweep: Sweep) -> None:
     console = Console(file=io.StringIO(), width=200, force_terminal=True, color_system=None)
     with SweepProgress(console, 4, 10.0) as progress:
