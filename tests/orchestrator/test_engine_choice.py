@@ -81,7 +81,7 @@ def test_what_was_asked_for_and_cannot_is_refused_with_what_can() -> None:
 
 
 def test_a_model_no_engine_can_score_is_refused_with_both_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(CAPABILITIES, "vila", Capability("it lacks this", "it lacks that", "and here something else"))
+    monkeypatch.setitem(CAPABILITIES, "vila", Capability("it lacks this", "and here something else"))
     with pytest.raises(ConfigError, match=r"no engine can score this model: it lacks this; and here something else"):
         choose(architecture="vila", head_dim=128)
 
