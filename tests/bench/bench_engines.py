@@ -24,8 +24,8 @@ from tests.workers.zoo.minis import mini_ref, text_tokens
 from workers.api import Canary, Manifest
 from workers.calibration import Windows
 from workers.evaluate import open_evaluator, score_perplexity
-from workers.evaluator import IMAGE_MARK, Evaluator, ImagePrompt
-from workers.export import write_dense
+from workers.evaluator import IMAGE_MARK, Evaluator, ImagePrompt, ShowsImages
+from workers.export import ordinary, write_dense
 from workers.image_questions import MAX_NEW_TOKENS
 from workers.layout import checkpoint_directory
 from workers.pipeline import quantize
@@ -138,12 +138,15 @@ def _scored(engine: str, checkpoints: Sequence[Checkpoint], tokens: Windows, dty
 
 def _of_checkpoint(evaluator: Evaluator, one: Checkpoint, tokens: Windows, dtype: str) -> Scored:
     began = time.perf_counter()
-    loaded = evaluator.load(one.directory, dtype, one.canary, MAX_LENGTH)
+    with ordinary(one.directory) as directory:
+        loaded = evaluator.load(directory, dtype, one.canary, MAX_LENGTH)
     (perplexity, _) = score_perplexity(evaluator, "held_out", tokens)
     prompts = [tokens[0, :length].tolist() for length in PROMPT_TOKENS]
     continuations = evaluator.generate(prompts, NEW_TOKENS, [])
-    sees = mini_ref(one.model).architecture in SEEING
-    answers = evaluator.answer([prompt for prompt, _ in questions()], MAX_NEW_TOKENS) if sees else []
+    answers: list[str] = []
+    if mini_ref(one.model).architecture in SEEING:
+        assert isinstance(evaluator, ShowsImages)
+        answers = evaluator.answer([prompt for prompt, _ in questions()], MAX_NEW_TOKENS)
     seconds = time.perf_counter() - began
     return Scored(perplexity.value, loaded.canary_difference, continuations, answers, loaded.swap, seconds)
 
