@@ -58,7 +58,7 @@ class Loss:
 
     lost: what each seed lost, in nats per token of perplexities and in points of accuracies; less is better, and no
     values say in `missing` why. score: the mean of the metric itself. rank: 1 for the method that lost least on this
-    model at these bits under this protocol, ties sharing the mean of theirs; null without a value.
+    model at these bits under this protocol, ties sharing the mean of theirs; null without a value or another method's.
     """
 
     protocol: Protocol
@@ -175,14 +175,16 @@ def _ranked(found: list[Loss]) -> list[Loss]:
         if loss.value is not None:
             places.setdefault((loss.protocol, loss.subject, loss.bits), []).append(loss.value)
     return [
-        dataclasses.replace(loss, rank=_rank(loss.value, places[loss.protocol, loss.subject, loss.bits]))
-        if loss.value is not None
-        else loss
+        loss
+        if loss.value is None
+        else dataclasses.replace(loss, rank=_rank(loss.value, places[loss.protocol, loss.subject, loss.bits]))
         for loss in found
     ]
 
 
-def _rank(value: float, all_values: Sequence[float]) -> float:
+def _rank(value: float, all_values: Sequence[float]) -> float | None:
+    if len(all_values) == 1:
+        return None
     better = sum(other < value for other in all_values)
     equal = sum(other == value for other in all_values)
     return better + (equal + 1) / 2

@@ -15,17 +15,17 @@ from orchestrator.report.losses import Loss
 
 @dataclass(frozen=True)
 class Robustness:
-    """One method over several places. mean, worst: of the loss; worst_at: the place of the worst. ranks: 1 is best.
+    """One method over several places. mean, worst: of the loss; worst_at: the place of the worst.
 
-    num_values: places with a value; missing: reason -> models that have none. degraded: the models whose value is not
+    ranks: 1 is best; null where no other method has a value to compare with. num_values: places with a value; missing: reason -> models that have none. degraded: the models whose value is not
     what its label says.
     """
 
     mean: float
     worst: float
     worst_at: Loss
-    mean_rank: float
-    worst_rank: float
+    mean_rank: float | None
+    worst_rank: float | None
     num_values: int
     degraded: tuple[str, ...]
 
@@ -41,8 +41,8 @@ def robustness(losses: Sequence[Loss]) -> Robustness | None:
         mean=math.fsum(value for value, _ in known) / len(known),
         worst=worst,
         worst_at=worst_at,
-        mean_rank=math.fsum(ranks) / len(ranks),
-        worst_rank=max(ranks),
+        mean_rank=math.fsum(ranks) / len(ranks) if ranks else None,
+        worst_rank=max(ranks, default=None),
         num_values=len(known),
         degraded=tuple(dict.fromkeys(loss.subject.model for _, loss in known if loss.lost.degraded)),
     )

@@ -117,12 +117,13 @@ def _cell(losses: Sequence[Loss]) -> TextCell:
     if found.degraded:
         marks.insert(0, Mark(f"degraded: {', '.join(found.degraded)}", "warn", "degraded"))
     unit = _number(losses[0])
-    if found.num_values == 1:
-        return TextCell((unit(found.mean), f"rank {_rank(found.mean_rank)}"), tuple(marks))
-    ranks = f"rank {_rank(found.mean_rank)}, worst {_rank(found.worst_rank)}"
-    return TextCell(
-        (unit(found.mean), f"worst {unit(found.worst)} {found.worst_at.subject.model}", ranks), tuple(marks)
-    )
+    lines = [unit(found.mean)]
+    if found.num_values > 1:
+        lines.append(f"worst {unit(found.worst)} {found.worst_at.subject.model}")
+    if found.mean_rank is not None and found.worst_rank is not None:
+        worst = f", worst {_rank(found.worst_rank)}" if found.num_values > 1 else ""
+        lines.append(f"rank {_rank(found.mean_rank)}{worst}")
+    return TextCell(tuple(lines), tuple(marks))
 
 
 def _anchor(reason: str) -> str | None:
