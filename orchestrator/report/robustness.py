@@ -17,8 +17,8 @@ from orchestrator.report.losses import Loss
 class Robustness:
     """One method over several places. mean, worst: of the loss; worst_at: the place of the worst.
 
-    ranks: 1 is best; null where no other method has a value to compare with. num_values: places with a value; missing: reason -> models that have none. degraded: the models whose value is not
-    what its label says.
+    ranks: 1 is best; null where no other method has a value to compare with. num_values: places with a value; missing:
+    reason -> models that have none. degraded: the models whose value is not what its label says.
     """
 
     mean: float
