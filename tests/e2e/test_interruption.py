@@ -24,6 +24,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1200)]
 SWEEP = ("sweep", "name=cut", "method=gptq", "bits=3", "engine=transformers", "suite=text", "suite.path=held_out.txt")
 
 
+def hear_ctrl_c() -> None:
+    """As under a terminal: what a shell starts in the background ignores SIGINT, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def begin(directory: Path) -> subprocess.Popen[str]:
     """A sweep at work, in a process group of its own, the first block behind it. It is scored on a short text."""
     (directory / "held_out.txt").write_text(zoo_path("mini_llama/held_out.txt").read_text()[:20_000])
@@ -35,6 +40,7 @@ def begin(directory: Path) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=hear_ctrl_c,
     )
     checkpoints = directory / "results" / "storage" / "checkpoints"
     while process.poll() is None and not list(checkpoints.glob(".partial-*/streams.safetensors")):
