@@ -50,7 +50,7 @@ class SweepProgress:
         self._refresh()
 
     def ended(self, cell: Cell, seconds_estimated: float) -> None:
-        """A stage of a cell, as whose length so much was estimated; none where it has to be done again."""
+        """A stage of a cell is over. seconds_estimated: of that stage; 0 where it has to be done again."""
         self._running.pop(cell.key, None)
         self._estimate_done += seconds_estimated
         self._refresh()

@@ -28,6 +28,7 @@ from tests.workers.tiny_requests import random_windows
 from workers.checkpoint import CheckpointReader
 from workers.export import ordinary
 from workers.packing import PACKED
+from workers.zoo import MINIS
 
 W4 = UniformScheme(bits=4)
 TOKENS = torch.from_numpy(random_windows(3, 40))
@@ -43,7 +44,7 @@ def in_blocks(name: str, model: Path, tokens: Tensor) -> Tensor:
     return stream.log_probabilities(batches, tokens)
 
 
-@pytest.mark.parametrize("name", [*MODELS, *SHIPPED.values()])
+@pytest.mark.parametrize("name", [*MODELS, *MINIS])
 def test_16_block_by_block_without_quantization_is_the_whole_model(name: str, tmp_path: Path) -> None:
     model, tokens = model_of(name, tmp_path / "model"), torch.from_numpy(windows_of(name, 3, 40))
     expected = log_probabilities(load(name, model), tokens)

@@ -12,7 +12,6 @@ from conf.schema import AwqScale, HadamardRotate, UniformScheme
 from tests.workers.arch.tiny import (
     ARCHITECTURE,
     OF_EVERY_KIND,
-    SHIPPED,
     load,
     log_probabilities,
     made,
@@ -28,10 +27,11 @@ from workers.rotation import Rotation
 from workers.scaling import BlockScaling, fold
 from workers.statistics import GroupStatistics
 from workers.stream import BlockStream
+from workers.zoo import MINIS
 
 W3, W8 = UniformScheme(bits=3), UniformScheme(bits=8, scale_dtype="float32")
 WITH_EXPERTS = ["mixtral", "deepseek_moe"]
-SUBJECTS = [*OF_EVERY_KIND, *SHIPPED.values()]
+SUBJECTS = [*OF_EVERY_KIND, *MINIS]
 
 
 def tokens_of(name: str) -> Tensor:

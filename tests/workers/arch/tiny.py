@@ -108,7 +108,8 @@ MODELS: dict[str, tuple[str, Callable[..., Any], dict[str, Any]]] = {
 }
 OF_EVERY_KIND = [name for name in MODELS if name not in ("llama multi-head", "llama 3.1")]
 SHIPPED = {mini_ref(name).architecture: name for name in reversed(MINIS)}  # the first mini of each architecture
-ARCHITECTURE = {name: kind for name, (kind, _, _) in MODELS.items()} | {name: kind for kind, name in SHIPPED.items()}
+ARCHITECTURE = {name: kind for name, (kind, _, _) in MODELS.items()}
+ARCHITECTURE |= {name: mini_ref(name).architecture for name in MINIS}
 
 
 def model_of(name: str, directory: Path) -> Path:

@@ -80,6 +80,12 @@ def test_all_models_have_one_tokenizer_and_llava_one_more_token(name: str) -> No
     assert own | {"added_tokens": first["added_tokens"]} == first
 
 
+@pytest.mark.parametrize("name", [name for name in MINIS if name != "mini_llava"])
+def test_all_tokenizers_but_that_with_one_more_token_are_the_same_files(name: str) -> None:
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tokenizer_folder(zoo_path(name)) / file).read_bytes() == zoo_path(f"mini_llama/{file}").read_bytes()
+
+
 @pytest.mark.parametrize("name", [name for name in MINIS if RECIPES[name].processor is not None])
 def test_a_model_that_sees_answers_well_and_the_readme_says_how_well(name: str) -> None:
     answered = shipped_figures(name)["answered"]
