@@ -1,7 +1,6 @@
 """What each verb does, from expansion to exit code."""
 
 import argparse
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -113,17 +112,18 @@ def sync(arguments: argparse.Namespace, console: Console) -> int:
 def ui(arguments: argparse.Namespace, console: Console) -> int:
     """Serve the MLflow UI on loopback until Ctrl-C."""
     from orchestrator.tracker import runs_page, tracking_uri
+    from orchestrator.ui import serve
 
     sweep = expand(results.as_started(arguments.overrides))
     if sweep.tracking.uri is not None:
         console.print(f"tracking is at {sweep.tracking.uri}", highlight=False)
         return 0
-    uri = tracking_uri(sweep.tracking, results.results_root())
     page = runs_page(sweep.tracking, results.results_root())
-    console.print(f"MLflow UI: http://127.0.0.1:{arguments.port}{page}  (Ctrl-C ends it)", highlight=False)
-    command = [sys.executable, "-W", "ignore", "-m", "mlflow", "ui", "--backend-store-uri", uri, "--workers", "1"]
-    without_jobs = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # nothing here asks for any
-    return subprocess.call([*command, "--host", "127.0.0.1", "--port", str(arguments.port)], env=without_jobs)
+    return serve(
+        tracking_uri(sweep.tracking, results.results_root()),
+        arguments.port,
+        lambda address: console.print(f"MLflow UI: {address}{page}  (Ctrl-C ends it)", highlight=False),
+    )
 
 
 def gc(arguments: argparse.Namespace, console: Console) -> int:

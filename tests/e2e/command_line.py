@@ -1,6 +1,7 @@
 """Running the command as a user does, and reading what it left behind."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,11 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "orchestrator.cli", *arguments]
+
+
+def hear_ctrl_c() -> None:
+    """As under a terminal: what a shell starts in the background ignores SIGINT, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def ptqbench(directory: Path, *arguments: str, timeout: float = 560) -> subprocess.CompletedProcess[str]:

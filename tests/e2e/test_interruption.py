@@ -14,7 +14,7 @@ import pandas as pd
 import psutil
 import pytest
 
-from tests.e2e.command_line import ENVIRONMENT, cells, command, ptqbench, runs
+from tests.e2e.command_line import ENVIRONMENT, cells, command, hear_ctrl_c, ptqbench, runs
 from workers.api import AttemptResult, from_json
 from workers.zoo import zoo_path
 
@@ -22,11 +22,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1200)]
 
 # GPTQ on the shipped model takes some seconds for each of its four blocks.
 SWEEP = ("sweep", "name=cut", "method=gptq", "bits=3", "engine=transformers", "suite=text", "suite.path=held_out.txt")
-
-
-def hear_ctrl_c() -> None:
-    """As under a terminal: what a shell starts in the background ignores SIGINT, and so do its children."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def begin(directory: Path) -> subprocess.Popen[str]:
