@@ -468,9 +468,10 @@ class TaskFileConf:
 class SuiteConf:
     """What a checkpoint is scored on. `perplexity` maps a metric's task name to its text.
 
-    dtype: the engine's compute dtype; auto is the checkpoint's own. tasks: names, looked up in `task_files`, then in
-    the folder `task_path`, then among those of lm-evaluation-harness. averages: name -> the metrics (<task>.<metric>)
-    whose mean it is; each is stored by itself, so an average is a view and no part of a cell.
+    dtype: the engine's compute dtype; auto is the checkpoint's own. tasks: names, looked up in `task_files`, then among
+    those of workers/image_benchmarks.py, in the folder `task_path`, among those of lm-evaluation-harness.
+    averages: name -> the metrics (<task>.<metric>) whose mean it is; each is stored by itself, so an average is a view
+    and no part of a cell.
     """
 
     name: str = MISSING

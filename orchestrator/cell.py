@@ -14,7 +14,7 @@ from workers.arch import ARCHITECTURES, Architecture
 from workers.canonical import plain
 from workers.datasets import IMAGES
 from workers.methods.registry import PIPELINE_RECIPE, recipes
-from workers.task_files import task_file_key
+from workers.task_files import own_conf, task_file_key
 
 
 class CellStatus(enum.StrEnum):
@@ -111,11 +111,11 @@ def evaluate_payload(quantize_key: str, suite: SuiteConf, texts: dict[str, TextR
 
 
 def _items_payload(suite: SuiteConf, texts: dict[str, TextRef]) -> dict[str, Any]:
-    """Nothing without a file of items, so that keys stay what they were before there were such files."""
+    """Nothing without items of its own, so that keys stay what they were before there were any."""
     items = {
-        task: plain(suite.task_files[task]) | {"path": texts[task_file_key(task)].fingerprint}
+        task: plain(conf) | {"path": texts[task_file_key(task)].fingerprint}
         for task in suite.tasks
-        if task in suite.task_files
+        if (conf := own_conf(suite, task)) is not None
     }
     return {"items": items} if items else {}
 

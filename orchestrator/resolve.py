@@ -38,11 +38,12 @@ from orchestrator.rotations import rotation_problems
 from orchestrator.shapes import codebook_problem, group_size_problem, head_dim
 from orchestrator.support import illegal, support
 from orchestrator.sweep import Point, Sweep
-from orchestrator.texts import check_calibration, check_suite, resolve_text
+from orchestrator.texts import check_calibration, check_suite, resolve_benchmark, resolve_text
 from workers.api import TextRef
 from workers.canonical import key_of
 from workers.datasets import Split, content_hash, folder_hash
 from workers.errors import BadInputError
+from workers.image_benchmarks import IMAGE_BENCHMARKS
 from workers.methods.accounting import SCALE_BITS
 from workers.secrets import load_secrets
 from workers.task_files import check_own_task, image_tasks, task_file_key
@@ -184,8 +185,12 @@ class _Resolver:
         if suite.task_path is not None:
             directory = _task_directory(suite.task_path)
             texts["tasks"] = TextRef("tasks", str(directory), folder_hash(directory))
-        files = {task: suite.task_files[task] for task in suite.tasks if task in suite.task_files}
-        return texts | {task_file_key(task): _task_file(task, file) for task, file in files.items()}
+        for task in suite.tasks:
+            if task in suite.task_files:
+                texts[task_file_key(task)] = _task_file(task, suite.task_files[task])
+            elif task in IMAGE_BENCHMARKS:
+                texts[task_file_key(task)] = resolve_benchmark(task, online=self._online)
+        return texts
 
     def _check(self, config: CellConf, model: ResolvedModel, calibration: TextRef, texts: dict[str, TextRef]) -> None:
         problems = illegal(config) + rotation_problems(model.ref.architecture, model.shape, config.method)

@@ -30,6 +30,7 @@ from workers.datasets import (
 )
 from workers.errors import BadInputError, PrerequisiteError
 from workers.hub import HUB_ERRORS
+from workers.image_benchmarks import IMAGE_BENCHMARKS
 from workers.image_questions import CALIBRATED_ON, read_image_questions
 
 UNRESOLVED = "unresolved"
@@ -63,8 +64,20 @@ def resolve_text(source: str, path: str | None, *, split: Split, online: bool) -
     if hub_file is None:
         kind = "folder" if source == IMAGES else "file"
         raise ConfigError(f"{PATH_KEYS[split]}: source {source} reads a {kind} of yours: {GIVE_FILE[split]}")
-    commit = _commit(hub_file, split) if online else UNRESOLVED
+    instead = f"copy {hub_file.file} here by other means and {GIVE_FILE[split]}"
+    commit = _commit(hub_file, instead) if online else UNRESOLVED
     return TextRef(source=source, location=None, fingerprint=hub_file.fingerprint(commit))
+
+
+def resolve_benchmark(task: str, *, online: bool) -> TextRef:
+    """The hub's data set of a benchmark about images, by repo@commit; raises as `resolve_text`."""
+    benchmark = IMAGE_BENCHMARKS[task]
+    instead = (
+        "give the questions as folders: suite=image_questions suite.path=<folder of folders>, layout in "
+        "workers/image_questions.py"
+    )
+    commit = _commit(HubFile(benchmark.repo, "README.md"), instead) if online else UNRESOLVED
+    return TextRef("image_benchmark", None, benchmark.fingerprint(commit))
 
 
 def check_calibration(conf: CalibrationConf, ref: TextRef, tokenizer_file: Path | None, vocab_size: int) -> None:
@@ -173,15 +186,12 @@ def _check_content(source: str, file: Path, split: Split) -> None:
         raise BadInputError(f"{file} has shape {list(content.shape)}; needed is [{', '.join(TOKEN_AXES[split])}]")
 
 
-def _commit(hub_file: HubFile, split: Split) -> str:
+def _commit(hub_file: HubFile, instead: str) -> str:
     """The commit the hub's main branch is at now; without a network, the last one in the hub's cache."""
     try:
         return hf_hub_download(hub_file.repo, hub_file.file, repo_type="dataset", dry_run=True).commit_hash
     except HUB_ERRORS as error:
-        raise PrerequisiteError(
-            f"cannot reach the data set {hub_file.repo}: {error}\n  copy {hub_file.file} here by other means and "
-            f"{GIVE_FILE[split]}"
-        ) from error
+        raise PrerequisiteError(f"cannot reach the data set {hub_file.repo}: {error}\n  {instead}") from error
 
 
 def _longest(ref: TextRef, needed: int, tokenizer_file: Path | None) -> int:

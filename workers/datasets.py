@@ -76,8 +76,7 @@ def load_content(ref: TextRef) -> Content:
     resolved; TransientError when the hub does not answer, PrerequisiteError when it refuses; OSError as the system
     gives it, a full disk included.
     """
-    path = _download(ref) if ref.location is None else _verified(Path(ref.location), ref.fingerprint)
-    return read_content(ref.source, path)
+    return read_content(ref.source, _download(ref) if ref.location is None else verified(ref))
 
 
 def read_content(source: str, path: Path) -> Content:
@@ -157,13 +156,21 @@ def folder_hash(directory: Path) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def verified_folder(ref: TextRef) -> Path:
-    """A resolved folder, once its files are known to be what the key was made of. Raises BadInputError as above."""
+def verified(ref: TextRef) -> Path:
+    """A resolved file or folder, once its content is known to be what the key was made of (on this node, now).
+
+    Raises BadInputError as above.
+    """
     assert ref.location is not None
     path = Path(ref.location)
-    if not path.is_dir():
+    if not path.exists():
         raise BadInputError(f"{path} is not on this node; put it where every node sees it")
-    _require(path, folder_hash(path), ref.fingerprint)
+    found = folder_hash(path) if path.is_dir() else content_hash(path)
+    if found != ref.fingerprint:
+        found, expected = (text.removeprefix("sha256:")[:12] for text in (found, ref.fingerprint))
+        raise BadInputError(
+            f"{path} is not what the sweep resolved: sha256 {found}... instead of {expected}...; start the sweep again"
+        )
     return path
 
 
@@ -198,22 +205,6 @@ def _document(line: bytes, path: Path, number: int) -> str:
 def _magic(path: Path) -> bytes:
     with path.open("rb") as stream:
         return stream.read(4)
-
-
-def _verified(path: Path, fingerprint: str) -> Path:
-    """The path, once its content is known to be what the key was made of (on this node, now)."""
-    if not path.is_file():
-        raise BadInputError(f"{path} is not on this node; put it where every node sees it")
-    _require(path, content_hash(path), fingerprint)
-    return path
-
-
-def _require(path: Path, found: str, fingerprint: str) -> None:
-    if found != fingerprint:
-        found, expected = (text.removeprefix("sha256:")[:12] for text in (found, fingerprint))
-        raise BadInputError(
-            f"{path} is not what the sweep resolved: sha256 {found}... instead of {expected}...; start the sweep again"
-        )
 
 
 def _download(ref: TextRef) -> Path:

@@ -13,11 +13,13 @@ import torch
 from workers.api import EvaluateRequest, EvaluateResult, Manifest, Metric
 from workers.calibration import Windows, check_token_ids, evaluation_windows
 from workers.checkpoint import CheckpointReader, damage, read_manifest
-from workers.datasets import load_content
+from workers.datasets import load_content, verified
 from workers.engine.environment import ENVIRONMENT
 from workers.errors import BadInputError, NumericalError
 from workers.evaluator import Evaluator, context_length, engine_dtype, read_config, text_config, timed
 from workers.export import ordinary, write_dense
+from workers.image_benchmarks import read_benchmark
+from workers.image_questions import image_task
 from workers.layout import checkpoint_directory
 from workers.model_files import load_tokenizer, local_directory
 from workers.process import peak_memory_gib, reset_peak_memory
@@ -87,10 +89,13 @@ def _score_tasks(evaluator: Evaluator, tokenizer: Any, request: EvaluateRequest)
 
     suite, own = request.suite, {}
     for task in suite.tasks:
-        if (file := request.texts.get(task_file_key(task))) is not None and file.location is not None:
-            own[task] = own_task(task, Path(file.location), suite.task_files[task])
+        ref = request.texts.get(task_file_key(task))
+        if ref is not None and ref.location is None:
+            own[task] = image_task(task, read_benchmark(task, ref.fingerprint))
+        elif ref is not None:
+            own[task] = own_task(task, verified(ref), suite.task_files[task])
     folder = request.texts.get("tasks")
-    task_path = None if folder is None or folder.location is None else Path(folder.location)
+    task_path = None if folder is None else verified(folder)
     return run_tasks(evaluator, tokenizer, suite.tasks, task_path, suite.limit, own=own)
 
 

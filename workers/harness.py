@@ -9,7 +9,7 @@ import functools
 import math
 import os
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -318,15 +318,15 @@ def _greedy(arguments: dict[str, Any]) -> dict[str, Any]:
     return wanted
 
 
-def _opened(image: "Path | Image") -> "Image":
-    """In RGB. Raises BadInputError naming a file whose pixels cannot be read."""
+def _opened(image: "Path | Image | Callable[[], Image]") -> "Image":
+    """In RGB: a file, what opens an image, or one that is open. Raises BadInputError naming what cannot be read."""
     from PIL import Image
 
     try:
         if isinstance(image, Path):
             with Image.open(image) as opened:
                 return opened.convert("RGB")
-        return image.convert("RGB")
+        return (image() if callable(image) else image).convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:  # which is what Pillow's decoders raise
         raise BadInputError(f"{image}: the image cannot be read ({error}); copy it again") from error
 

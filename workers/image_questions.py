@@ -1,6 +1,6 @@
-"""Questions about images from a folder of the user's, and the task lm-evaluation-harness makes of them.
+"""Questions about images, from a folder of the user's or elsewhere, and the task lm-evaluation-harness makes of them.
 
-The folder holds `images/` and `questions.json`, a list. An entry is an object, or [question, answer, image] in short:
+A folder holds `images/` and `questions.json`, a list. An entry is an object, or [question, answer, image] in short:
 
 | score         | columns beside question and image                     | metrics                               |
 |---------------|-------------------------------------------------------|---------------------------------------|
@@ -39,7 +39,7 @@ Item = dict[str, Any]
 
 @dataclass(frozen=True)
 class ImageQuestions:
-    """Checked items: `image` is a path, other columns as in the table with defaults filled in."""
+    """Checked items: columns as in the table with defaults filled in; `image` is a path, or opens it when called."""
 
     score: str
     prompt: str
@@ -58,8 +58,22 @@ def read_image_questions(folder: Path, score: str, prompt: str | None = None) ->
     template = kind.prompt if prompt is None else prompt
     _check_prompt(path, template, kind)
     known: dict[str, Path] = {}
-    items = [_item(folder, f"{path}, entry {n}", entry, kind, known) for n, entry in enumerate(_entries(path), start=1)]
+    items = [
+        _item(folder, f"{path}, entry {n}", entry, score, known) for n, entry in enumerate(_entries(path), start=1)
+    ]
     return ImageQuestions(score, template, tuple(items))
+
+
+def checked_item(spot: str, entry: Item, score: str, image: Any) -> Item:
+    """What its question and its score need of an entry, beside its image. Raises BadInputError naming `spot`."""
+    if not is_text(entry.get("question")):
+        raise BadInputError(f"{spot}: `question` is needed, a text")
+    return {"question": entry["question"], "image": image, **_KINDS[score].checked(spot, entry)}
+
+
+def default_prompt(score: str) -> str:
+    """LLaVA-1.5's for questions of this score."""
+    return _KINDS[score].prompt
 
 
 def image_task(name: str, questions: ImageQuestions) -> dict[str, Any]:
@@ -69,7 +83,7 @@ def image_task(name: str, questions: ImageQuestions) -> dict[str, Any]:
     def items(**_metadata: object) -> dict[str, Any]:
         from datasets import Dataset  # here: the planner only checks
 
-        return {"test": Dataset.from_list([item | {"image": str(item["image"])} for item in questions.items])}
+        return {"test": Dataset.from_list([item | {"image": n} for n, item in enumerate(questions.items)])}
 
     return {
         "task": name,
@@ -77,7 +91,8 @@ def image_task(name: str, questions: ImageQuestions) -> dict[str, Any]:
         "test_split": "test",
         "num_fewshot": 0,
         "output_type": "generate_until",
-        "doc_to_image": lambda item: [Path(item["image"])],  # opened when it is shown, or thousands would be open
+        # opened when it is shown, or thousands would be open
+        "doc_to_image": lambda item: [questions.items[item["image"]]["image"]],
         "doc_to_text": f"{IMAGE_MARK}\n{questions.prompt}",
         "doc_to_target": "question",  # the harness wants one; process_results knows the answers
         "generation_kwargs": {"until": [], "max_gen_toks": MAX_NEW_TOKENS, "do_sample": False},
@@ -111,9 +126,10 @@ def _with_choices(spot: str, entry: Item) -> Item:
 
 
 def _with_people(spot: str, entry: Item) -> Item:
-    if not is_texts(entry.get("answers"), 2):
+    answers = entry.get("answers")
+    if not isinstance(answers, list) or len(answers) < 2 or not all(isinstance(said, str) for said in answers):
         raise BadInputError(f"{spot}: `answers` is needed, a text of each person asked (two or more)")
-    return {"answers": entry["answers"]}
+    return {"answers": answers}
 
 
 def _with_yes_no(spot: str, entry: Item) -> Item:
@@ -184,21 +200,19 @@ def _entries(path: Path) -> list[Any]:
     return entries
 
 
-def _item(folder: Path, spot: str, entry: Any, kind: _Kind, known: dict[str, Path]) -> Item:
+def _item(folder: Path, spot: str, entry: Any, score: str, known: dict[str, Path]) -> Item:
     if isinstance(entry, list) and len(entry) == 3:
         entry = dict(zip(("question", "answer", "image"), entry, strict=True))
     if not isinstance(entry, dict):
         raise BadInputError(f"{spot}: neither an object nor [question, answer, image]")
-    if not is_text(entry.get("question")):
-        raise BadInputError(f"{spot}: `question` is needed, a text")
     image = entry.get("image")
     if not (is_text(image) or (isinstance(image, int) and not isinstance(image, bool))):
         raise BadInputError(f"{spot}: `image` is needed, the name of a file in images/")
-    added = kind.checked(spot, entry)
     name = str(image)
+    item = checked_item(spot, entry, score, None)
     if name not in known:
         known[name] = _image(folder / "images", spot, name)
-    return {"question": entry["question"], "image": known[name], **added}
+    return item | {"image": known[name]}
 
 
 def _image(folder: Path, spot: str, name: str) -> Path:

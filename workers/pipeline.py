@@ -21,7 +21,7 @@ from workers import export, partial
 from workers.api import Canary, LayerReport, Manifest, QuantizeRequest
 from workers.block import BlockData, QuantizedBlock, quantize_block
 from workers.calibration import Calibration, calibration_windows, canary_tokens
-from workers.datasets import IMAGES, load_content, verified_folder
+from workers.datasets import IMAGES, load_content, verified
 from workers.errors import NoOpError, NumericalError
 from workers.failures import is_disk_full
 from workers.image_calibration import image_windows
@@ -134,7 +134,7 @@ def _make(request: QuantizeRequest, unfinished: Path) -> Manifest:
 def _calibration(request: QuantizeRequest, source: Path, vocab_size: int) -> Calibration:
     conf = request.calibration
     if request.calibration_text.source == IMAGES:
-        folder = verified_folder(request.calibration_text)
+        folder = verified(request.calibration_text)
         return Calibration(*image_windows(conf, folder, load_processor(source), request.seed, vocab_size))
     content = load_content(request.calibration_text)
     tokenizer = load_tokenizer(request.model, source)

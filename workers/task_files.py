@@ -1,4 +1,6 @@
-"""Benchmark tasks from a JSON-lines file of the user's: one item a line, in one of three layouts.
+"""Benchmark tasks that the harness does not know: which of a suite's they are, and files of the user's.
+
+A file of JSON lines has one item a line, in one of three layouts.
 
 | columns                              | scored                          | metrics         |
 |--------------------------------------|---------------------------------|-----------------|
@@ -19,6 +21,7 @@ from typing import Any
 
 from conf.schema import SuiteConf, TaskFileConf
 from workers.errors import BadInputError
+from workers.image_benchmarks import IMAGE_BENCHMARKS
 from workers.image_questions import image_task, read_image_questions
 from workers.item_checks import is_text, is_texts, shown_columns
 
@@ -64,13 +67,20 @@ def own_task(name: str, path: Path, conf: TaskFileConf) -> dict[str, Any]:
     return image_task(name, read_image_questions(path, conf.score, conf.prompt))
 
 
+def own_conf(suite: SuiteConf, task: str) -> TaskFileConf | None:
+    """How a task of a suite is read: as the suite says, as a benchmark of images; null is a task of the harness's."""
+    if task in suite.task_files:
+        return suite.task_files[task]
+    return TaskFileConf(score=IMAGE_BENCHMARKS[task].score) if task in IMAGE_BENCHMARKS else None
+
+
 def image_tasks(suite: SuiteConf) -> list[str]:
     """The tasks of a suite that show images, as far as the suite itself says it."""
-    return [task for task in suite.tasks if task in suite.task_files and suite.task_files[task].score is not None]
+    return [task for task in suite.tasks if (conf := own_conf(suite, task)) is not None and conf.score is not None]
 
 
 def task_file_key(task: str) -> str:
-    """Under which a request holds the file of a task, beside the texts of perplexities."""
+    """Under which a request holds the file or data set of a task, beside the texts of perplexities."""
     return f"task_files.{task}"
 
 

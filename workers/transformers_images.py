@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
+from PIL.Image import new as new_image
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from workers.errors import BadInputError
@@ -64,14 +66,34 @@ def load_processor(directory: Path) -> Any:
 def encoded(processor: Any, prompt: ImagePrompt) -> Any:
     """Token ids, attention mask and pixels of one prompt, as tensors with one row."""
     text = processor.apply_chat_template([_asked(prompt)], add_generation_prompt=True)
-    return processor(images=list(prompt.images) or None, text=[text], return_tensors="pt")
+    return processor(images=_whole(processor, prompt), text=[text], return_tensors="pt")
 
 
 def conversation(processor: Any, prompt: ImagePrompt, reply: str) -> Any:
     """The same of a prompt and what the model says to it."""
     said = {"role": "assistant", "content": [{"type": "text", "text": reply}]}
     text = processor.apply_chat_template([_asked(prompt), said])
-    return processor(images=list(prompt.images) or None, text=[text], return_tensors="pt")
+    return processor(images=_whole(processor, prompt), text=[text], return_tensors="pt")
+
+
+def _whole(processor: Any, prompt: ImagePrompt) -> list[Image] | None:
+    """A prompt's images; squares of the mean colour around them for a processor that would cut the centre out.
+
+    So LLaVA-1.5 was trained and is evaluated (Liu et al. 2024, image_aspect_ratio=pad); its converted checkpoints have
+    CLIP's processor, which loses what lies left and right, or above and below.
+    """
+    prepares = processor.image_processor
+    if not getattr(prepares, "do_center_crop", False):
+        return list(prompt.images) or None
+    mean = tuple(int(255 * value) for value in prepares.image_mean)
+    return [_square(image, mean) for image in prompt.images] or None
+
+
+def _square(image: Image, colour: tuple[int, ...]) -> Image:
+    side = max(image.size)
+    square = new_image("RGB", (side, side), colour)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
 
 
 def _asked(prompt: ImagePrompt) -> dict[str, Any]:

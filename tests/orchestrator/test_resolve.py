@@ -149,6 +149,22 @@ def test_items_enter_by_content_and_only_those_of_tasks_that_run(mine: list[str]
     assert "task_files.items" not in unused.texts and "items" not in unused.payload
 
 
+def test_benchmarks_about_images_are_the_hub_s_where_the_suite_has_no_folder() -> None:
+    (cell,) = cells(["model=llava1.5-7b", "method=none", "suite=paper_images"], [GPU_NODE])
+    assert cell.texts["task_files.gqa"].fingerprint == "lmms-lab/GQA@unresolved/testdev_balanced_instructions/testdev"
+    assert {task: conf["score"] for task, conf in cell.payload["items"].items()} == {
+        "scienceqa": "option_letter",
+        "textvqa": "vqa_accuracy",
+        "pope": "yes_no",
+        "gqa": "exact_match",
+    }
+
+
+def test_benchmarks_about_images_are_refused_for_a_model_that_sees_none(mine: list[str]) -> None:
+    with pytest.raises(ConfigError, match="some show images, and llama sees none"):
+        cells(changed(mine, "suite.tasks=[pope]"))
+
+
 def test_points_that_are_one_cell_give_one(mine: list[str]) -> None:
     """The published recipe of a method without one is the unified lane's."""
     assert len(expand([*mine, "lane=unified,published"]).points) == 2

@@ -14,9 +14,9 @@ import pytest
 from conf.errors import ConfigError
 from conf.schema import CalibrationConf, SuiteConf, TextConf
 from orchestrator import paths, texts
-from orchestrator.texts import check_calibration, check_suite, resolve_text
+from orchestrator.texts import check_calibration, check_suite, resolve_benchmark, resolve_text
 from workers.api import TextRef
-from workers.datasets import Split, load_content, verified_folder
+from workers.datasets import Split, load_content, verified
 from workers.errors import BadInputError, PrerequisiteError
 
 ROOT = Path(__file__).parents[2]
@@ -85,12 +85,12 @@ def test_a_folder_of_images_is_known_by_every_file_in_it(tmp_path: Path) -> None
         (tmp_path / name / "images" / "a.png").write_bytes(b"pixels")
     refs = [resolve_text("images", str(tmp_path / name), split="train", online=True) for name in ("one", "two")]
     assert refs[0].fingerprint == refs[1].fingerprint
-    assert verified_folder(refs[1]) == tmp_path / "two"
+    assert verified(refs[1]) == tmp_path / "two"
     (tmp_path / "two" / "images" / "a.png").write_bytes(b"others")
     changed = resolve_text("images", str(tmp_path / "two"), split="train", online=True)
     assert changed.fingerprint != refs[1].fingerprint
     with pytest.raises(BadInputError, match="not what the sweep resolved"):
-        verified_folder(refs[1])
+        verified(refs[1])
 
 
 def test_questions_that_cannot_be_read_are_refused_before_a_cell_starts(tmp_path: Path) -> None:
@@ -140,6 +140,28 @@ def test_a_hub_text_is_known_by_its_commit(monkeypatch: pytest.MonkeyPatch) -> N
     ref = resolve_text("wikitext2", None, split="test", online=True)
     assert ref.location is None
     assert ref.fingerprint == "Salesforce/wikitext@0123abcd/wikitext-2-raw-v1/test-00000-of-00001.parquet"
+
+
+def test_a_benchmark_of_images_is_known_by_its_data_set_s_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Answer:
+        commit_hash = "0123abcd"
+
+    def download(repo: str, file: str, *, repo_type: str, dry_run: bool) -> Answer:
+        assert (repo, file, repo_type, dry_run) == ("lmms-lab/POPE", "README.md", "dataset", True)
+        return Answer()
+
+    monkeypatch.setattr(texts, "hf_hub_download", download)
+    wanted = TextRef("image_benchmark", None, "lmms-lab/POPE@0123abcd/default/test")
+    assert resolve_benchmark("pope", online=True) == wanted
+    monkeypatch.setattr(texts, "hf_hub_download", refuse_network)
+    assert resolve_benchmark("pope", online=False).fingerprint == "lmms-lab/POPE@unresolved/default/test"
+
+
+def test_a_benchmark_out_of_reach_can_be_had_from_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(PrerequisiteError, match=r"data set lmms-lab/GQA: .*\n  .*suite=image_questions suite.path=<"):
+        resolve_benchmark("gqa", online=True)
 
 
 @pytest.mark.parametrize(("split", "key"), [("train", "calibration.path="), ("test", "suite.perplexity.<name>.path=")])

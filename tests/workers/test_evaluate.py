@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conf.schema import SuiteConf, TextConf
+from conf.schema import SuiteConf, TaskFileConf, TextConf
 from tests.workers.test_canary import ShiftedEvaluator
 from tests.workers.tiny_models import VOCAB_SIZE, canary_of, random_prompts, write_llama
 from workers import evaluate as stage
@@ -118,6 +118,18 @@ def test_a_baseline_is_scored_on_every_text_of_its_suite(model: Path, tmp_path: 
     assert result.metrics[0].num_examples == 3
     assert result.swap == "fresh" and result.canary_difference < 1e-5
     assert {"text", "hash", "load", "load.model", "load.canary", "perplexity"} == set(result.seconds)
+
+
+def test_items_that_changed_since_the_sweep_began_are_not_scored(model: Path, tmp_path: Path) -> None:
+    """Or their result would stand under the key of the old ones."""
+    asked = request(model, tmp_path, canary_of(model, random_prompts(8, 40)))
+    items = tmp_path / "items.jsonl"
+    items.write_text('{"query": "t1", "choices": ["t2", "t3"], "gold": 1}\n')
+    suite = dataclasses.replace(asked.suite, tasks=["items"], task_files={"items": TaskFileConf(path=str(items))})
+    texts = asked.texts | {"task_files.items": TextRef("task_file", str(items), content_hash(items))}
+    items.write_text('{"query": "t1", "choices": ["t2", "t3"], "gold": 0}\n')
+    with pytest.raises(BadInputError, match=r"items.jsonl is not what the sweep resolved: .* start the sweep again"):
+        evaluate(open_evaluator("transformers", 1), dataclasses.replace(asked, suite=suite, texts=texts))
 
 
 def test_a_checkpoint_that_is_not_its_manifest_s_is_not_scored(model: Path, tmp_path: Path) -> None:

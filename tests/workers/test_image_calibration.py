@@ -29,6 +29,7 @@ from workers.transformers_images import load_model, load_processor
 NUM_IMAGES = 4
 IMAGE = 1  # the token
 PER_IMAGE = 4
+MEAN_COLOUR = (122, 116, 104)  # CLIP's mean, of 255
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +77,10 @@ def test_windows_are_conversations_one_after_the_other(llava: Path, folder: Path
             assert stretch.tolist() == [0, IMAGE, IMAGE, IMAGE, IMAGE, 10 + number, 0, 20 + number]
             pixels = made.shown.pixel_values[rows[start + 1] // PER_IMAGE]
             processor = AutoProcessor.from_pretrained(llava)
+            square = Image.new("RGB", (40, 40), MEAN_COLOUR)
             with Image.open(folder / "images" / f"{number}.png") as image:
-                expected = processor.image_processor([image], return_tensors="np")["pixel_values"][0]
+                square.paste(image, (5, 0))
+            expected = processor.image_processor([square], return_tensors="np")["pixel_values"][0]
             np.testing.assert_array_equal(pixels, expected)
             seen.append(number)
     assert sorted(seen[:NUM_IMAGES]) == list(range(NUM_IMAGES))
@@ -104,7 +107,10 @@ def test_a_canary_holds_no_image(llava: Path, folder: Path) -> None:
 def test_block_inputs_are_those_of_the_whole_model(
     llava: Path, folder: Path, tmp_path: Path, kind: str, length: int
 ) -> None:
-    """Of 19 tokens, the last two are of an image that is cut: the model is shown all of it, and its tail left out."""
+    """Of 19 tokens, the last two are of an image that is cut: the model is shown all of it, and its tail left out.
+
+    In float64: the tower sees other images beside these, and in float32 sums in another order differ by 2e-5.
+    """
     model = llava if kind == "llava" else write_vila(tmp_path)
     made = calibration(model, folder, count=3, length=length)
     assert made.shown is not None
@@ -112,12 +118,12 @@ def test_block_inputs_are_those_of_the_whole_model(
     stream = BlockStream(
         ModelRef("tiny", str(model), kind, "x", directory=str(model)),
         model,
-        dtype=torch.float32,
+        dtype=torch.float64,
         device=torch.device("cpu"),
     )
     batches, kwargs = stream.first_inputs(torch.from_numpy(made.windows), made.shown)
     got = torch.cat(batches)
-    whole = load_model(model, torch.float32)
+    whole = load_model(model, torch.float64)
     inputs: list[torch.Tensor] = []
     whole.model.language_model.layers[0].register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     for index, (window, rows) in enumerate(zip(made.windows, made.shown.rows, strict=True)):
@@ -125,8 +131,8 @@ def test_block_inputs_are_those_of_the_whole_model(
         missing = len(images) * per_image - int((rows >= 0).sum())
         tokens = torch.tensor([window.tolist() + [IMAGE] * missing])
         with torch.no_grad():
-            whole(input_ids=tokens, pixel_values=torch.from_numpy(made.shown.pixel_values[images]))
-        torch.testing.assert_close(got[index], inputs[-1][0, :length])  # the tower saw other images beside these
+            whole(input_ids=tokens, pixel_values=torch.from_numpy(made.shown.pixel_values[images]).double())
+        torch.testing.assert_close(got[index], inputs[-1][0, :length])
     assert "position_embeddings" in kwargs
     assert all(parameter.is_meta for parameter in stream.model.parameters())
 

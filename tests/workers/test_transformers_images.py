@@ -17,6 +17,8 @@ from workers.evaluator import ImagePrompt, ShowsImages
 from workers.transformers_evaluator import TransformersEvaluator
 from workers.transformers_images import encoded, load_processor
 
+MEAN_COLOUR = (122, 116, 104)  # CLIP's mean, 0.4815 0.4578 0.4082, of 255
+
 
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -39,11 +41,14 @@ def prompt(seed: int, words: str = "t5 t6") -> ImagePrompt:
 
 
 def test_answers_are_those_of_transformers(llava: Path, evaluator: TransformersEvaluator) -> None:
-    """Written out here: the chat format, four image tokens, pixels by Pillow, greedy."""
+    """Written out here: the chat format, four image tokens, the whole image on a square, pixels by Pillow, greedy."""
     model: Any = AutoModelForImageTextToText.from_pretrained(llava)
     processor = AutoProcessor.from_pretrained(llava)
     for seed in range(3):
-        inputs = processor(text=["USER: <image> t5 t6 ASSISTANT:"], images=[noise(seed)], return_tensors="pt")
+        square = np.full((40, 40, 3), MEAN_COLOUR, dtype=np.uint8)
+        square[:, 5:35] = np.asarray(noise(seed))
+        shown = Image.fromarray(square)
+        inputs = processor(text=["USER: <image> t5 t6 ASSISTANT:"], images=[shown], return_tensors="pt")
         assert inputs["input_ids"].tolist() == [[0, 1, 1, 1, 1, 5, 6, 0]]
         tokens = model.generate(**inputs, do_sample=False, max_new_tokens=6, eos_token_id=2, pad_token_id=2)
         words = [f"t{t}" for t in tokens[0, 8:].tolist() if t > 2]
@@ -56,6 +61,19 @@ def test_an_answer_depends_on_the_image(evaluator: TransformersEvaluator) -> Non
 
 def test_pillow_prepares_the_pixels(llava: Path) -> None:
     assert isinstance(load_processor(llava).image_processor, CLIPImageProcessorPil)
+
+
+@pytest.mark.parametrize("size", [(40, 120), (120, 40)])
+def test_what_lies_at_the_ends_of_a_long_image_is_seen(llava: Path, size: tuple[int, int]) -> None:
+    """CLIP's processor cuts them off."""
+    plain = np.zeros((*size, 3), dtype=np.uint8)
+    marked = plain.copy()
+    marked[:20, :20] = 255
+    pixels = [
+        encoded(load_processor(llava), ImagePrompt("<image>\nt5", (Image.fromarray(image),)))["pixel_values"]
+        for image in (plain, marked)
+    ]
+    assert not torch.equal(*pixels)
 
 
 def test_text_alone_is_scored_by_the_language_model(llava: Path, evaluator: TransformersEvaluator) -> None:

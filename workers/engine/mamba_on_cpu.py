@@ -13,7 +13,11 @@ from torch import Tensor
 from vllm import _custom_ops
 from vllm.model_executor.layers.mamba import mamba_mixer
 
-from workers.models.selective_scan import CHUNK, chunk_states
+from workers.models.selective_scan import chunk_states
+
+# Numbers in the states of the steps that are taken at a time: 1 MiB, what a core's second cache holds. With 16 steps of
+# eight sequences a prompt takes 1.3 times as long.
+CACHED = 2**18
 
 
 def supply_operators() -> None:
@@ -102,7 +106,8 @@ def _scan(times: list[Tensor], A: Tensor, start: Tensor) -> tuple[Tensor, Tensor
     times: drive, delta [length, sequences, channels], B, C [length, sequences, states].
     """
     outputs = []
-    for drive, delta, B, C in zip(*(part.split(CHUNK) for part in times), strict=True):
+    steps = max(CACHED // start.numel(), 1)
+    for drive, delta, B, C in zip(*(part.split(steps) for part in times), strict=True):
         _, states = chunk_states(drive, delta, A, B, start)
         outputs.append((states @ C[..., None]).squeeze(-1))
         start = states[-1].clone()  # not a view, which would keep the whole chunk

@@ -59,12 +59,13 @@ REQUIRED_ARGUMENTS: dict[str, dict[str, Any]] = {
 RELOAD_NOISE = 3.0
 # Entries of config.json that say nothing of the engine.
 COSMETIC = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
-CPU_CACHE_BYTES = 2**30  # for keys and values, at least; vLLM's own default is nearly all memory
+CPU_CACHE_BYTES = 2**28  # for keys and values, at least; vLLM's own default is nearly all memory
 CACHED_WINDOWS = 2
 MAX_SEQUENCES = 256
 
-# Its warm-up of chat templates fails without a tokenizer, with a stack trace in every log.
-logging.getLogger("vllm.renderers.base").setLevel(logging.ERROR)
+# Its warm-up of chat templates fails without a tokenizer, with a stack trace in every log. A filter, because vLLM sets
+# the levels of its loggers again when an engine starts.
+logging.getLogger("vllm.renderers.base").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
 class VllmEvaluator:
@@ -115,6 +116,7 @@ class VllmEvaluator:
         with timed(seconds, "engine"), self._engine_errors(f"load {directory}"):
             register()
             _supply_operators(config)
+            gc.freeze()  # vLLM collects garbage three times as it starts, half a second each in a process of this size
             self._llm = LLM(**self._arguments(directory, config, dtype, max_length))
         self.max_length, self._identity, self._noise = max_length, identity, math.nan
         if canary is None:
@@ -157,11 +159,12 @@ class VllmEvaluator:
 
     def close(self) -> None:
         """End the engine, a half-built one too; the next `load` starts one in this process."""
-        if self._llm is not None:
-            self._llm.llm_engine.engine_core.shutdown()
+        core = None if self._llm is None else self._llm.llm_engine.engine_core
         self._llm = self._embeddings = None
-        gc.collect()
-        cleanup_dist_env_and_memory()
+        if core is None:
+            cleanup_dist_env_and_memory()
+        else:
+            core.shutdown()  # which cleans up, too
 
     def _reloadable(self, config: dict[str, Any], identity: str) -> bool:
         return (
