@@ -1,6 +1,7 @@
 """Cells and what the storage says of them, as the rows of cells.csv."""
 
 import math
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,13 @@ def _of_checkpoint(manifest: Manifest | None) -> dict[str, Any]:
 
 
 def degradation(manifest: Manifest) -> str:
-    """Which linears did not get what the label says, and what instead; empty where all did."""
-    reports = [report for report in manifest.layer_reports if report.degraded is not None]
-    return "; ".join(f"block {r.block} {r.linear}: {r.degraded}" for r in reports)
+    """What linears got that differs from the label, the first of each kind named; empty where nothing differs."""
+    places = defaultdict[str, list[str]](list)
+    for report in manifest.layer_reports:
+        if report.degraded is not None:
+            places[report.degraded].append(f"block {report.block} {report.linear}")
+    some = {what: f" and {len(there) - 1} more" if len(there) > 1 else "" for what, there in places.items()}
+    return "; ".join(f"{there[0]}{some[what]}: {what}" for what, there in places.items())
 
 
 def _of_attempt(attempt: Attempt, checkpoint: dict[str, Any], asked: dict[str, list[str]]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ DESCRIPTIONS: dict[str, str] = {
     "status": "PENDING | RUNNING | SUCCEEDED | FAILED | NOT_APPLICABLE | NOT_IMPLEMENTED | CANCELLED",
     "failure_kind": "why the last attempt failed (workers.api.FailureKind); empty unless FAILED",
     "failure_message": "what, where and what next; for NOT_APPLICABLE and NOT_IMPLEMENTED the reason",
-    "degraded": "what the cell got that differs from its label; empty: nothing",
+    "degraded": "what linears got that differs from the label, the first of each kind named; empty: nothing",
     "attempt": "number of attempts so far, counted from 1",
     "engine": "what scored the cell: vllm | transformers",
     "engine_reason": "why that engine was chosen",

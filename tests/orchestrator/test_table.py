@@ -12,7 +12,7 @@ from conf.schema import LaneConf, UniformScheme
 from orchestrator.cell import Cell, CellStatus
 from orchestrator.report.columns import COLUMNS, normalise
 from orchestrator.storage import Storage, end_attempt
-from orchestrator.table import cells_table, stage_seconds, write_csv
+from orchestrator.table import cells_table, degradation, stage_seconds, write_csv
 from tests.orchestrator.hand_made import make_cell, make_config, with_bits
 from workers.api import (
     AttemptResult,
@@ -43,12 +43,16 @@ def storage(tmp_path: Path) -> Storage:
     return Storage(tmp_path)
 
 
-def make_checkpoint(storage: Storage, cell: Cell, *, peak_memory_gib: float = 1.5) -> None:
-    layers = [REPORT, replace(REPORT, linear="mlp.down_proj", degraded=None, shared_statistics=True)]
+def manifest_of(cell: Cell, layers: list[LayerReport], peak_memory_gib: float = 1.5) -> Manifest:
     canary = Canary([], [], [])
-    manifest = Manifest(
+    return Manifest(
         cell.quantize_key, "s", "packed", "hash", 8, 3.5, 1000, canary, layers, {}, 12.0, peak_memory_gib, {}
     )
+
+
+def make_checkpoint(storage: Storage, cell: Cell, *, peak_memory_gib: float = 1.5) -> None:
+    layers = [REPORT, replace(REPORT, linear="mlp.down_proj", degraded=None, shared_statistics=True)]
+    manifest = manifest_of(cell, layers, peak_memory_gib)
     storage.checkpoint(cell.quantize_key).mkdir()
     (storage.checkpoint(cell.quantize_key) / "manifest.json").write_text(to_json(manifest))
 
@@ -178,6 +182,14 @@ def test_one_checkpoint_serves_all_rows_that_share_it(storage: Storage) -> None:
     assert cells[0].quantize_key == cells[1].quantize_key
     make_checkpoint(storage, cells[0])
     assert list(table_of(storage, *cells)["bits_per_weight"]) == [3.5, 3.5]
+
+
+def test_what_many_linears_got_alike_is_said_once() -> None:
+    blocks = [replace(REPORT, block=block) for block in range(3)]
+    other = replace(REPORT, linear="mlp.down_proj", degraded="no tokens")
+    assert degradation(manifest_of(make_cell(), [*blocks, other])) == (
+        "block 0 mlp.up_proj and 2 more: damping 0.1 instead of 0.01; block 0 mlp.down_proj: no tokens"
+    )
 
 
 def test_parts_of_a_step_are_not_counted_twice() -> None:
