@@ -36,7 +36,7 @@ class _Efficiency:
 
 
 # GPU: float32 runs on ordinary cores at a sixteenth of the tensor cores' rate. CPU start: a worker or an engine takes
-# about 15 s once and stays for the cells that follow; 2 s a stage is the mean over a sweep of 495 cells.
+# 6 to 15 s once and stays for the cells that follow; measured, some 2 s a stage over 7 cells and 0.3 s over 495.
 _GPU = _Efficiency(half=0.45, float32=0.025, traffic=0.6, seconds_per_column=1.5e-4, start_seconds=60.0)
 _CPU = _Efficiency(half=0.5, float32=0.4, traffic=0.5, seconds_per_column=2e-5, start_seconds=2.0)
 

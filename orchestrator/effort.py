@@ -32,7 +32,9 @@ def _length(method: MethodConf) -> str:
     tune = method.tune
     if not isinstance(tune, BlockTune):
         return ""
-    return f"{tune.iterations} steps of {tune.batch_size} windows" if tune.iterations else f"{tune.epochs} epochs"
+    if tune.iterations:
+        return f"{tune.iterations} steps of {tune.batch_size} windows"
+    return f"{tune.epochs} epoch{'' if tune.epochs == 1 else 's'}"
 
 
 def _by_method(given: Iterable[tuple[str, str]]) -> str:

@@ -3,7 +3,6 @@
 What a file is decided by its source and its first bytes, never by its name: keys hold the content hash, not the path.
 """
 
-import errno
 import gzip
 import hashlib
 import json
@@ -19,7 +18,7 @@ from huggingface_hub import hf_hub_download
 
 from workers.api import TextRef
 from workers.errors import BadInputError
-from workers.hub import HUB_ERRORS, hub_failure
+from workers.hub import data_set_of_hub
 
 Split = Literal["train", "test"]  # calibrate on | score on; C4 calls the second one validation
 Content = str | list[str] | npt.NDArray[np.integer[Any]]  # one stream | documents | token ids
@@ -211,9 +210,5 @@ def _download(ref: TextRef) -> Path:
     """The hub's file, at the fingerprint's commit, in the hub's cache; the hub's client locks each file it fetches."""
     repo, _, rest = ref.fingerprint.partition("@")
     commit, _, file = rest.partition("/")
-    try:
+    with data_set_of_hub(ref.fingerprint):
         return Path(hf_hub_download(repo, file, repo_type="dataset", revision=commit))
-    except HUB_ERRORS as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise
-        raise hub_failure(ref.fingerprint, error) from error

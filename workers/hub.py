@@ -1,6 +1,8 @@
 """What errors of the hub and the network mean: a refusal, which a person must mend, or an outage, worth another try."""
 
+import errno
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import httpx2
 
@@ -52,3 +54,14 @@ def hub_failure(what: str, error: BaseException) -> PrerequisiteError | Transien
         f"the hub did not deliver {what}: {reason}. It is asked again by itself; if that does not help, check this "
         "node's network and proxy"
     )
+
+
+@contextmanager
+def data_set_of_hub(fingerprint: str) -> Iterator[None]:
+    """Within it, what the hub does not deliver of a data set is raised as `hub_failure`; a full disk as it is."""
+    try:
+        yield
+    except HUB_ERRORS as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
+        raise hub_failure(fingerprint, error) from error

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from workers.errors import BadInputError
-from workers.hub import HUB_ERRORS, hub_failure
+from workers.hub import data_set_of_hub
 from workers.image_questions import ImageQuestions, checked_item, default_prompt
 
 if TYPE_CHECKING:
@@ -98,7 +98,5 @@ def read_benchmark(name: str, fingerprint: str) -> ImageQuestions:
 def _load(repo: str, config: str, split: str, commit: str, fingerprint: str) -> Any:
     from datasets import load_dataset  # here: the planner needs the names alone
 
-    try:
+    with data_set_of_hub(fingerprint):
         return load_dataset(repo, config, split=split, revision=commit)
-    except HUB_ERRORS as error:
-        raise hub_failure(fingerprint, error) from error

@@ -126,10 +126,9 @@ def _with_choices(spot: str, entry: Item) -> Item:
 
 
 def _with_people(spot: str, entry: Item) -> Item:
-    answers = entry.get("answers")
-    if not isinstance(answers, list) or len(answers) < 2 or not all(isinstance(said, str) for said in answers):
+    if not is_texts(entry.get("answers"), 2):
         raise BadInputError(f"{spot}: `answers` is needed, a text of each person asked (two or more)")
-    return {"answers": answers}
+    return {"answers": entry["answers"]}
 
 
 def _with_yes_no(spot: str, entry: Item) -> Item:

@@ -1,5 +1,6 @@
 """Benchmarks about images in the layout of the hub's data sets: the same three questions each as from a folder."""
 
+import errno
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -127,3 +128,12 @@ def test_a_hub_out_of_reach_is_asked_again(hub: dict[str, list[Row]], monkeypatc
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(TransientError, match="the hub did not deliver lmms-lab/GQA@0123abcd/testdev_balanced"):
         read_benchmark("gqa", missing.fingerprint(COMMIT))
+
+
+def test_a_full_disk_is_not_the_hub_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    with pytest.raises(OSError, match="No space left"):
+        read_benchmark("gqa", IMAGE_BENCHMARKS["gqa"].fingerprint(COMMIT))
