@@ -28,6 +28,7 @@ def test_how_long_each_method_trains() -> None:
     steps = trained("autoround", epochs=0, iterations=50, batch_size=8)
     cells = [make_cell(), trained("omniquant", epochs=2), trained("lrquant", epochs=2), steps]
     assert effort(cells)["training"] == "omniquant, lrquant: 2 epochs; autoround: 50 steps of 8 windows"
+    assert effort([trained("omniquant", epochs=1)])["training"] == "1 epoch"
 
 
 def test_calibrations_that_differ_are_told_apart_by_their_methods() -> None:
